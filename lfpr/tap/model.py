@@ -1,0 +1,405 @@
+"""TAP: text-aware pre-training's multimodal transformer for scene-text VQA, with cached greedy decoding.
+
+A question, the object tags and the OCR tags go through TextBERT; objects and OCR tokens through linear encoders; a
+multimodal transformer (MMT) reads all of them and decodes an answer step by step, each step choosing a word of a fixed
+vocabulary or copying an OCR token (Hu et al., M4C, CVPR 2020; Yang et al., TAP, CVPR 2021). The MMT is a stack of
+transformers' ``BertLayer``, so every pruning call of this package works on it. State-dict names are those of the
+published checkpoints.
+
+Encoder positions never attend to decoding positions, so the encoder part does not depend on the answer: its keys and
+values are computed once per question and kept for all decoding steps. Padding that no sample of a batch uses is cut
+before any work; masked positions have zero attention weight, so the result does not change.
+
+Shapes: B samples, T decoding steps, D hidden size, V answers in the fixed vocabulary, S encoder positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
+
+Batch = dict[str, Tensor]
+INVALID = -10000.0  # score of an OCR slot that holds no token, as published
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, truncated, or not of this model's names and shapes."""
+
+
+@dataclass(frozen=True)
+class TAPConfig:
+    """Sizes of a TAP model; the defaults are the published 4-layer TAP. ``text_layers=0, mmt_layers=12`` is TAP12."""
+
+    text_layers: int = 3
+    mmt_layers: int = 4
+    text_vocab_size: int = 30522
+    num_answers: int = 5000
+    hidden_size: int = 768
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    question_tokens: int = 20  # text positions of segment 0; the OCR and object tags after them are segment 1
+    text_positions: int = 512
+    num_ocr: int = 100
+    feature_size: int = 2048
+    fasttext_size: int = 300
+    phoc_size: int = 604
+    order_size: int = 100  # zeros at the end of the OCR input, kept for the published weights' shape
+    decoding_steps: int = 12
+    bos_index: int = 1
+    eos_index: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in {"text_layers", "order_size", "dropout", "bos_index", "eos_index"} else 1
+            if value < least:
+                raise ValueError(f"TAPConfig.{field.name} = {value}: must be at least {least}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"TAPConfig.hidden_size = {self.hidden_size}: must be a multiple of num_heads = {self.num_heads}"
+            )
+
+    @property
+    def ocr_size(self) -> int:
+        """Width of the OCR input: FastText, PHOC, appearance, zeros (3052 as published)."""
+        return self.fasttext_size + self.phoc_size + self.feature_size + self.order_size
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TAPConfig:
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"TAPConfig has no field {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")
+        return cls(**values)
+
+    def bert(self, layers: int) -> BertConfig:
+        """The BERT configuration of a stack of ``layers`` layers: GELU (erf), post-LayerNorm with eps 1e-12."""
+        config = BertConfig(
+            vocab_size=self.text_vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=self.num_heads,
+            intermediate_size=self.intermediate_size,
+            max_position_embeddings=self.text_positions,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            layer_norm_eps=1e-12,
+        )
+        config._attn_implementation = "sdpa"
+        return config
+
+
+class KeyValueCache:
+    """Keys and values of all positions so far, per layer, in buffers allocated once for the whole decoding.
+
+    Has the one method that transformers' attention calls on a cache.
+    """
+
+    def __init__(self, positions: int) -> None:
+        self.positions = positions
+        self.layers: dict[int, tuple[Tensor, Tensor, int]] = {}
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Append key and value [B, heads, new, head_dim] of ``layer``; return those of all positions so far."""
+        if layer not in self.layers:
+            shape = (*key.shape[:2], self.positions, key.shape[3])
+            self.layers[layer] = key.new_empty(shape), value.new_empty(shape), 0
+        keys, values, length = self.layers[layer]
+        end = length + key.shape[2]
+        keys[:, :, length:end], values[:, :, length:end] = key, value
+        self.layers[layer] = keys, values, end
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class Encoder(nn.Module):
+    """A stack of BERT layers; ``mask`` is boolean, True where a query (row) may attend to a key (column)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = nn.ModuleList(BertLayer(config, layer_idx=i) for i in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        for layer in self.layer:
+            x = layer(x, attention_mask=mask, past_key_values=cache)
+        return x  # [B, positions, D]
+
+
+class TextBert(nn.Module):
+    """BERT embeddings and ``text_layers`` layers over [question | OCR tags | object tags]."""
+
+    def __init__(self, config: TAPConfig) -> None:
+        super().__init__()
+        self.question_tokens = config.question_tokens
+        self.embeddings = BertEmbeddings(config.bert(config.text_layers))
+        self.encoder = Encoder(config.bert(config.text_layers))
+
+    def forward(self, text: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        segments = (positions >= self.question_tokens).long().expand_as(text)
+        x = self.embeddings(text, token_type_ids=segments, position_ids=positions[None].expand_as(text))
+        return self.encoder(x, valid[:, None, None])
+
+
+class Fc7(nn.Module):
+    """The last layer of the object detector, fine-tuned with TAP; its parameters are named ``module.lc``."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.module = nn.ModuleDict({"lc": nn.Linear(size, size)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.module["lc"](x))
+
+
+class PreviousPredictions(nn.Module):
+    """Embeds the answer so far: a vocabulary answer by its classifier row, an OCR copy by its input vector."""
+
+    def __init__(self, config: TAPConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, 1e-12
+        self.position_embeddings = nn.Embedding(100, width)
+        self.token_type_embeddings = nn.Embedding(5, width)
+        self.ans_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.ocr_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.emb_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.emb_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, answers: Tensor, ocr: Tensor, previous: Tensor, start: int = 0) -> Tensor:
+        """answers [V, D], ocr [B, O, D], previous [B, T] at decoding positions start … start + T - 1 -> [B, T, D]."""
+        copied = previous >= len(answers)
+        words = self.ans_layer_norm(answers[previous.clamp(max=len(answers) - 1)])
+        slots = (previous - len(answers)).clamp(0, ocr.shape[1] - 1)
+        copies = self.ocr_layer_norm(ocr.gather(1, slots[..., None].expand(-1, -1, ocr.shape[2])))
+        positions = torch.arange(start, start + previous.shape[1], device=previous.device)
+        place = self.position_embeddings(positions) + self.token_type_embeddings(copied.long())
+        return torch.where(copied[..., None], copies, words) + self.emb_dropout(self.emb_layer_norm(place))
+
+
+class MMT(nn.Module):
+    def __init__(self, config: TAPConfig) -> None:
+        super().__init__()
+        self.prev_pred_embeddings = PreviousPredictions(config)
+        self.encoder = Encoder(config.bert(config.mmt_layers))
+
+
+class OcrPointer(nn.Module):
+    """Scores of copying each OCR token: scaled dot products of decoder outputs and OCR outputs."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, decoded: Tensor, keys: Tensor) -> Tensor:
+        return self.query(decoded) @ keys.transpose(1, 2) / math.sqrt(keys.shape[-1])
+
+
+@dataclass
+class Encoded:
+    """What the encoder positions become before the MMT: x [B, S, D], valid [B, S]; OCR tokens are the last ``ocr``."""
+
+    x: Tensor
+    valid: Tensor
+    num_ocr: Tensor  # [B]
+    slots: int  # OCR slots that the batch uses
+
+    @property
+    def ocr(self) -> Tensor:
+        return self.x[:, self.x.shape[1] - self.slots :]  # [B, slots, D]
+
+
+class TAP(nn.Module):
+    """TAP on batches of ``lfpr.tap.data``: dicts of tensors, listed at ``encode``."""
+
+    prunable_path = "mmt.encoder"  # what lfpr.prunable(tap) prunes
+
+    def __init__(self, config: TAPConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.text_bert = TextBert(config)
+        self.obj_faster_rcnn_fc7 = Fc7(config.feature_size)
+        self.linear_obj_feat_to_mmt_in = nn.Linear(config.feature_size, width)
+        self.linear_obj_bbox_to_mmt_in = nn.Linear(4, width)
+        self.obj_feat_layer_norm = nn.LayerNorm(width)  # the four input norms have eps 1e-5, all others 1e-12
+        self.obj_bbox_layer_norm = nn.LayerNorm(width)
+        self.ocr_faster_rcnn_fc7 = Fc7(config.feature_size)
+        self.linear_ocr_feat_to_mmt_in = nn.Linear(config.ocr_size, width)
+        self.linear_ocr_bbox_to_mmt_in = nn.Linear(4, width)
+        self.ocr_feat_layer_norm = nn.LayerNorm(width)
+        self.ocr_bbox_layer_norm = nn.LayerNorm(width)
+        self.mmt = MMT(config)
+        self.ocr_ptr_net = OcrPointer(width)
+        self.classifier = nn.ModuleDict({"module": nn.Linear(width, config.num_answers)})
+        self.input_dropout = nn.Dropout(config.dropout)
+        self.apply(_initialise)
+
+    @property
+    def device(self) -> torch.device:
+        return self.classifier["module"].weight.device
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Inputs of the MMT's encoder positions, padding that no sample uses cut away.
+
+        ``batch``: text [B, L]; obj_features [B, O, F], obj_boxes [B, O, 4], num_obj [B]; ocr_fasttext [B, C, 300],
+        ocr_phoc [B, C, 604], ocr_features [B, C, F], ocr_boxes [B, C, 4], num_ocr [B]. Boxes are relative to the image.
+        """
+        text, num_obj, num_ocr = batch["text"], batch["num_obj"], batch["num_ocr"]
+        kept = (text != 0).any(0).nonzero()[:, 0]
+        text, objects, slots = text[:, kept], int(num_obj.max()), int(num_ocr.max())
+        obj = F.normalize(self.obj_faster_rcnn_fc7(batch["obj_features"][:, :objects]), dim=-1)
+        obj = self.obj_feat_layer_norm(self.linear_obj_feat_to_mmt_in(obj)) + self.obj_bbox_layer_norm(
+            self.linear_obj_bbox_to_mmt_in(batch["obj_boxes"][:, :objects])
+        )
+        ocr = [
+            F.normalize(batch["ocr_fasttext"][:, :slots], dim=-1),
+            F.normalize(batch["ocr_phoc"][:, :slots].to(obj.dtype), dim=-1),
+            F.normalize(self.ocr_faster_rcnn_fc7(batch["ocr_features"][:, :slots]), dim=-1),
+        ]
+        # the published model multiplies order_size zeros by the last columns: leave both out
+        linear = self.linear_ocr_feat_to_mmt_in
+        used = linear.in_features - self.config.order_size
+        ocr = F.linear(torch.cat(ocr, -1), linear.weight[:, :used], linear.bias)
+        ocr = self.ocr_feat_layer_norm(ocr) + self.ocr_bbox_layer_norm(
+            self.linear_ocr_bbox_to_mmt_in(batch["ocr_boxes"][:, :slots])
+        )
+        words = self.text_bert(text, kept, text != 0)
+        x = torch.cat([words, self.input_dropout(obj), self.input_dropout(ocr)], 1)  # [B, S, D]
+        valid = torch.cat([text != 0, _valid(num_obj, objects), _valid(num_ocr, slots)], 1)  # [B, S]
+        return Encoded(x, valid, num_ocr, slots)
+
+    def forward(self, batch: Batch, previous: Tensor) -> Tensor:
+        """Teacher-forced scores [B, T, V + num_ocr] after the answers so far, ``previous`` [B, T] (starting with BOS)."""
+        return self.score(self.encode(batch), previous)
+
+    def score(self, encoded: Encoded, previous: Tensor) -> Tensor:
+        """``forward`` on inputs that ``encode`` has made."""
+        decoding = self.mmt.prev_pred_embeddings(self.classifier["module"].weight, encoded.ocr, previous)
+        (samples, positions), steps = encoded.valid.shape, previous.shape[1]
+        mask = torch.zeros(samples, 1, positions + steps, positions + steps, dtype=torch.bool, device=previous.device)
+        mask[..., :positions] = encoded.valid[:, None, None]
+        mask[..., positions:, positions:] = torch.ones(steps, steps, dtype=torch.bool, device=previous.device).tril()
+        y = self.mmt.encoder(torch.cat([encoded.x, decoding], 1), mask)
+        keys = self.ocr_ptr_net.key(y[:, positions - encoded.slots : positions])
+        return self._scores(y[:, positions:], keys, encoded)
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, steps: int | None = None, stop: bool = False) -> tuple[Tensor, Tensor]:
+        """Greedy decoding: scores [B, T, V + num_ocr] and predictions [B, T] of ``steps`` steps (default: all).
+
+        With ``stop``, decoding ends early once every sample has produced ``</s>``; T is then the steps done.
+        """
+        steps = self.config.decoding_steps if steps is None else steps
+        encoded = self.encode(batch)
+        samples, positions = encoded.valid.shape
+        cache = KeyValueCache(positions + steps)
+        y = self.mmt.encoder(encoded.x, encoded.valid[:, None, None], cache)
+        keys = self.ocr_ptr_net.key(y[:, positions - encoded.slots :])
+        answers = self.classifier["module"].weight
+        mask = torch.cat([encoded.valid, encoded.valid.new_ones(samples, steps)], 1)[:, None, None]
+        token = torch.full((samples, 1), self.config.bos_index, device=answers.device)
+        scores, predictions = [], []
+        ended = torch.zeros(samples, dtype=torch.bool, device=answers.device)
+        for step in range(steps):
+            x = self.mmt.prev_pred_embeddings(answers, encoded.ocr, token, start=step)
+            y = self.mmt.encoder(x, mask[..., : positions + step + 1], cache)
+            scores.append(self._scores(y, keys, encoded))
+            token = scores[-1].argmax(-1)
+            predictions.append(token)
+            ended |= token[:, 0] == self.config.eos_index
+            if stop and ended.all():
+                break
+        return torch.cat(scores, 1), torch.cat(predictions, 1)
+
+    def _scores(self, decoded: Tensor, keys: Tensor, encoded: Encoded) -> Tensor:
+        words = self.classifier["module"](decoded)
+        copies = self.ocr_ptr_net(decoded, keys)
+        copies = copies.masked_fill(~_valid(encoded.num_ocr, encoded.slots)[:, None], INVALID)
+        return torch.cat([words, F.pad(copies, (0, self.config.num_ocr - encoded.slots), value=INVALID)], -1)
+
+    def load_checkpoint(self, path: str | Path) -> TAP:
+        """Load a published checkpoint (``.ckpt``/``.pth``: a state dict, or one under "model") or ``.safetensors``.
+
+        Entries of other tasks' heads (TAP's pre-training) are left out. Raises ``CheckpointError`` if the file is
+        missing or unreadable, an entry of this model is missing, or a shape differs. Pickled code is never run.
+        """
+        state = read_checkpoint(path)
+        own = self.state_dict()
+        missing = [name for name in own if name not in state]
+        if missing:
+            raise CheckpointError(f"{path}: lacks {len(missing)} of the {len(own)} entries of TAP, first {missing[0]}")
+        for name, tensor in own.items():
+            if state[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"{path}: {name} has shape {list(state[name].shape)}, this TAPConfig needs {list(tensor.shape)}"
+                )
+        self.load_state_dict({name: state[name] for name in own})
+        return self
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in ``path``, without data-parallel prefixes. Raises ``CheckpointError``."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist (data/README.md says where to get the published ones)")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read as tensors (truncated?): {error}") from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f'checkpoint {path}: expected a dict of tensors, or one under "model"')
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def peak_steps(model: TAP, batch: Batch) -> Tensor:
+    """t* [B]: the first step at which each sample's highest score over all steps and classes is reached."""
+    return model.generate(batch)[0].amax(-1).argmax(-1)
+
+
+def peak_step(model: TAP, batches: Iterable[Batch]) -> int:
+    """The time step of the label-free objective: int(median of t*) over the samples (LFPR, time step selection)."""
+    return int(torch.cat([peak_steps(model, batch) for batch in batches]).double().quantile(0.5))
+
+
+def label_free(model: TAP, step: int) -> Callable[[Batch], Tensor]:
+    """The label-free objective at decoding step ``step``: sum over the batch of the largest score (LFPR).
+
+    Decoded indices carry no gradient, so the steps before ``step`` are decoded without one and a single teacher-forced
+    pass with gradient gives the published value.
+    """
+    if not 0 <= step < model.config.decoding_steps:
+        raise ValueError(f"step = {step}: must be in 0 … {model.config.decoding_steps - 1}")
+
+    def objective(batch: Batch) -> Tensor:
+        first = torch.full_like(batch["num_ocr"], model.config.bos_index)[:, None]
+        previous = torch.cat([first, model.generate(batch, step)[1]], 1) if step else first
+        return model(batch, previous)[:, step].amax(-1).sum()
+
+    return objective
+
+
+def _valid(count: Tensor, slots: int) -> Tensor:
+    return torch.arange(slots, device=count.device) < count[:, None]  # [B, slots]
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
