@@ -8,7 +8,9 @@ import pytest
 import torch
 from reference import rules
 
-from lfpr.tap.model import TAP, CheckpointError, TAPConfig, label_free, peak_step, peak_steps
+from lfpr.tap.checkpoint import CheckpointError
+from lfpr.tap.label_free import label_free, peak_step, peak_steps
+from lfpr.tap.model import TAP, TAPConfig
 
 REFERENCE = Path(__file__).parent / "reference"
 CONFIG = TAPConfig(text_layers=1, mmt_layers=2, text_vocab_size=1000, num_answers=120)
@@ -56,7 +58,7 @@ def test_batch_composition_does_not_matter(tap, batch):
 
 
 def test_stopping_early_changes_nothing_before_the_end(tap, batch):
-    scores, predictions = tap.generate(batch)
+    _, predictions = tap.generate(batch)
     ended = TAP(TAPConfig(**{**CONFIG.to_dict(), "eos_index": int(predictions[0, 2])})).eval()
     ended.load_state_dict(tap.state_dict())
     one = {k: v[:1] for k, v in batch.items()}

@@ -16,7 +16,6 @@ Shapes: B samples, T decoding steps, D hidden size, V answers in the fixed vocab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -26,12 +25,10 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
+from lfpr.tap.checkpoint import CheckpointError, read_checkpoint
+
 Batch = dict[str, Tensor]
 INVALID = -10000.0  # score of an OCR slot that holds no token, as published
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, truncated, or not of this model's names and shapes."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +276,7 @@ class TAP(nn.Module):
         return Encoded(x, valid, num_ocr, slots)
 
     def forward(self, batch: Batch, previous: Tensor) -> Tensor:
-        """Teacher-forced scores [B, T, V + num_ocr] after the answers so far, ``previous`` [B, T] (starting with BOS)."""
+        """Teacher-forced scores [B, T, V + num_ocr] after the answers so far, ``previous`` [B, T], which begin with BOS."""
         return self.score(self.encode(batch), previous)
 
     def score(self, encoded: Encoded, previous: Tensor) -> Tensor:
@@ -345,53 +342,6 @@ class TAP(nn.Module):
                 )
         self.load_state_dict({name: state[name] for name in own})
         return self
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in ``path``, without data-parallel prefixes. Raises ``CheckpointError``."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist (data/README.md says where to get the published ones)")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read as tensors (truncated?): {error}") from error
-    state = state.get("model", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f'checkpoint {path}: expected a dict of tensors, or one under "model"')
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def peak_steps(model: TAP, batch: Batch) -> Tensor:
-    """t* [B]: the first step at which each sample's highest score over all steps and classes is reached."""
-    return model.generate(batch)[0].amax(-1).argmax(-1)
-
-
-def peak_step(model: TAP, batches: Iterable[Batch]) -> int:
-    """The time step of the label-free objective: int(median of t*) over the samples (LFPR, time step selection)."""
-    return int(torch.cat([peak_steps(model, batch) for batch in batches]).double().quantile(0.5))
-
-
-def label_free(model: TAP, step: int) -> Callable[[Batch], Tensor]:
-    """The label-free objective at decoding step ``step``: sum over the batch of the largest score (LFPR).
-
-    Decoded indices carry no gradient, so the steps before ``step`` are decoded without one and a single teacher-forced
-    pass with gradient gives the published value.
-    """
-    if not 0 <= step < model.config.decoding_steps:
-        raise ValueError(f"step = {step}: must be in 0 … {model.config.decoding_steps - 1}")
-
-    def objective(batch: Batch) -> Tensor:
-        first = torch.full_like(batch["num_ocr"], model.config.bos_index)[:, None]
-        previous = torch.cat([first, model.generate(batch, step)[1]], 1) if step else first
-        return model(batch, previous)[:, step].amax(-1).sum()
-
-    return objective
 
 
 def _valid(count: Tensor, slots: int) -> Tensor:

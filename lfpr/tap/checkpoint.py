@@ -1,0 +1,38 @@
+"""Reading checkpoints of tensors: published ``.ckpt``/``.pth`` files and ``.safetensors``; pickled code never runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, truncated, or not of the model's names and shapes."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in ``path`` (itself, or under "model"), data-parallel prefixes removed, floats as float32.
+
+    Raises ``CheckpointError`` if the file is missing, unreadable or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist (data/README.md says where to get the published ones)")
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # every reader fails in its own way; all mean the same to the user
+        raise CheckpointError(f"checkpoint {path} cannot be read as tensors (truncated?): {error}") from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f'checkpoint {path}: expected a dict of tensors, or one under "model"')
+    return {
+        name.removeprefix("module."): value.float() if value.is_floating_point() else value
+        for name, value in state.items()
+    }

@@ -1,0 +1,283 @@
+"""Words in and out of TAP: PHOC and embeddings of OCR tokens, word pieces, and answers spelled by vocabulary and OCR copies.
+
+TAP reads a question as BERT word pieces, each OCR token as a spelling vector (PHOC) and a word vector, and writes an answer word
+by word, each from a fixed vocabulary or copied from an OCR token: index i < V is vocabulary word i, V + j is OCR token j
+(M4C: Hu et al., 2020; TAP: Yang et al., 2021; PHOC: Almazán et al., 2014).
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import cycle, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import BertWordPieceTokenizer
+
+from lfpr.tap.metrics import soft_scores, word_tokenize
+from lfpr.tap.pickles import DataError, existing
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+BIGRAMS = (
+    "th he in er an re es on st nt en at ed nd to or ea ti ar te ng al it as is ha et se ou of le "
+    "sa ve ro ra ri hi ne me de co ta ec si ll so na li la el"
+).split()
+PHOC_SIZE = 36 * (2 + 3 + 4 + 5) + 50 * 2
+
+Embedding = Callable[[Sequence[str]], np.ndarray]
+"""Vectors of OCR tokens: a list of n words -> float32 [n, dim]; has an attribute ``dim``."""
+
+
+def _in_regions(start: np.ndarray, end: np.ndarray, level: int) -> np.ndarray:
+    """[n, level] bool: at least half of the span start..end lies in each of ``level`` equal parts of the word."""
+    edges = np.arange(level + 1, dtype=np.float32) / np.float32(level)
+    overlap = np.minimum(end[:, None], edges[1:]) - np.maximum(start[:, None], edges[:-1])
+    return overlap / (end - start)[:, None] >= 0.5  # in float32 like the published code: ties decide
+
+
+@lru_cache(maxsize=1 << 16)
+def phoc(word: str) -> np.ndarray:
+    """Pyramidal histogram of characters of a word: uint8 [604] of 0 and 1 (read-only, cached).
+
+    36 letters and digits in each half, third, quarter and fifth of the word, then 50 frequent bigrams in each half.
+    Other characters are dropped first.
+    """
+    word = "".join(letter for letter in word.lower().strip() if letter in LETTERS)
+    vector = np.zeros(PHOC_SIZE, np.uint8)
+    if word:
+        at = np.arange(len(word) + 1, dtype=np.float32) / np.float32(len(word))
+        letters, offset = np.array([LETTERS.index(letter) for letter in word]), 0
+        for level in (2, 3, 4, 5):
+            position, region = _in_regions(at[:-1], at[1:], level).nonzero()
+            vector[offset + 36 * region + letters[position]] = 1
+            offset += 36 * level
+        pairs = [(i, BIGRAMS.index(word[i : i + 2])) for i in range(len(word) - 1) if word[i : i + 2] in BIGRAMS]
+        if pairs:
+            start, bigram = np.array(pairs).T
+            position, region = _in_regions(at[start], at[start + 2], 2).nonzero()
+            vector[offset + 50 * region + bigram[position]] = 1
+    vector.flags.writeable = False
+    return vector
+
+
+class HashedNgrams:
+    """Word vectors without a download: the normalised sum of fixed random vectors of a word's character 1- to 4-grams.
+
+    Similar spellings get similar vectors, as with FastText's subwords, but nothing is learned: it is no stand-in for FastText in
+    a model trained with it. Deterministic given ``dim`` and ``seed``. ``self(words)`` -> float32 [n, dim], rows of length 1.
+    """
+
+    def __init__(self, dim: int = 300, seed: int = 0, buckets: int = 1 << 13):
+        if dim < 1 or buckets < 1:
+            raise ValueError(f"dim and buckets: must be at least 1, got {dim} and {buckets}")
+        self.dim = dim
+        self._table = np.random.default_rng([seed, dim]).standard_normal((buckets, dim), dtype=np.float32)
+        self._known: dict[str, np.ndarray] = {}
+
+    def _vector(self, word: str) -> np.ndarray:
+        marked = f"<{word}>"  # so that prefixes and suffixes have n-grams of their own
+        grams = {marked[i : i + n] for n in (1, 2, 3, 4) for i in range(len(marked) - n + 1)} - {"<", ">"} | {marked}
+        vector = self._table[sorted(zlib.crc32(gram.encode()) % len(self._table) for gram in grams)].sum(0)
+        return vector / np.linalg.norm(vector)
+
+    def __call__(self, words: Sequence[str]) -> np.ndarray:
+        if len(self._known) > 1 << 16:
+            self._known.clear()
+        for word in words:
+            if word not in self._known:
+                self._known[word] = self._vector(word)
+        return np.stack([self._known[word] for word in words]) if len(words) else np.zeros((0, self.dim), np.float32)
+
+
+class FastText:
+    """FastText vectors from a ``.bin`` file such as wiki.en.bin: ``self(words)`` -> float32 [n, dim].
+
+    A token of several words gets their mean, as in M4C. Raises FileNotFoundError for a missing file and ImportError when the
+    package ``fasttext`` (an optional dependency) is not installed.
+    """
+
+    def __init__(self, path: str | Path):
+        path = existing(path, "FastText vectors")
+        try:
+            import fasttext
+        except ImportError as error:
+            raise ImportError(
+                f"reading {path} needs the package fasttext: pip install fasttext. HashedNgrams needs nothing, but a model "
+                "trained with FastText scores lower with it"
+            ) from error
+        self._model = fasttext.load_model(str(path))
+        self.dim = self._model.get_dimension()
+
+    def __call__(self, words: Sequence[str]) -> np.ndarray:
+        vectors = [np.mean([self._model.get_word_vector(part) for part in word.split(" ")], axis=0) for word in words]
+        return np.asarray(vectors, np.float32).reshape(len(words), self.dim)
+
+
+def _read_words(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as file:  # not splitlines(): that also splits at characters inside words
+        return [line.strip() for line in file]
+
+
+class WordPieces:
+    """BERT's uncased word pieces from a ``vocab.txt`` (or the folder that holds it).
+
+    Raises FileNotFoundError, and DataError if [PAD] is not piece 0 or [UNK], [CLS] or [SEP] is absent.
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        path = existing(path / "vocab.txt" if path.is_dir() else path, "BERT's word pieces, bert-base-uncased")
+        pieces = {piece: i for i, piece in enumerate(_read_words(path))}
+        absent = [special for special in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if special not in pieces]
+        if absent or pieces["[PAD]"] != 0:
+            raise DataError(f"{path}: a word-piece vocabulary has [PAD] first and [UNK], [CLS], [SEP]; absent: {absent}")
+        self._tokenizer = BertWordPieceTokenizer(vocab=pieces, lowercase=True)
+        self._separator = pieces["[SEP]"]
+        self.size = len(pieces)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def encode(self, text: str, length: int, first_part: bool = True) -> np.ndarray:
+        """int64 [length]: [CLS] pieces [SEP], cut and zero-padded; a later part's [CLS] becomes [SEP]."""
+        ids = np.zeros(length, np.int64)
+        pieces = self._tokenizer.encode(text).ids[:length]
+        ids[: len(pieces)] = pieces
+        if not first_part:
+            ids[0] = self._separator
+        return ids
+
+    def __call__(
+        self,
+        question: str,
+        ocr_tokens: Sequence[str],
+        object_names: Sequence[str],
+        lengths: tuple[int, int, int] = (20, 100, 50),
+    ) -> np.ndarray:
+        """TAP's text input, int64 [sum(lengths)]: the question, all OCR tokens, all object names, each in its own stretch."""
+        texts = question, " ".join(ocr_tokens), " ".join(object_names)
+        parts = [self.encode(t, n, first_part=i == 0) for i, (t, n) in enumerate(zip(texts, lengths, strict=True))]
+        return np.concatenate(parts)
+
+
+class AnswerVocab:
+    """The fixed answer vocabulary, a word a line: ``words``, ``index``, and the positions ``pad``, ``bos``, ``eos``, ``unk``.
+
+    ``source`` is a file or the words themselves. Raises FileNotFoundError, and DataError if <pad> is not word 0 or <s>, </s> or
+    <unk> is absent.
+    """
+
+    def __init__(self, source: str | Path | Sequence[str]):
+        is_file = isinstance(source, str | Path)
+        self.words = _read_words(existing(source, "answer vocabulary")) if is_file else list(source)
+        self.index = {word: i for i, word in enumerate(self.words)}
+        absent = [special for special in ("<pad>", "<s>", "</s>", "<unk>") if special not in self.index]
+        if absent or self.index["<pad>"] != 0:
+            name = source if is_file else "words"
+            raise DataError(f"{name}: an answer vocabulary has <pad> first and <s>, </s>, <unk>; absent: {absent}")
+        self.pad, self.bos, self.eos, self.unk = (self.index[w] for w in ("<pad>", "<s>", "</s>", "<unk>"))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def spell(self, answer: str, ocr_tokens: Sequence[str], limit: int = 20) -> list[tuple[int, ...]]:
+        """Index sequences that write ``answer``: each word from the vocabulary or from any equal OCR token.
+
+        At most ``limit`` of them, as published; none if a word is neither in the vocabulary nor among the tokens.
+        """
+        sequences: list[tuple[int, ...]] = [()] if answer.split() else []
+        for word in answer.split():
+            choices = [self.index[word]] if word in self.index else []
+            choices += [len(self.words) + j for j, token in enumerate(ocr_tokens) if token == word]
+            sequences = [sequence + (choice,) for sequence in sequences for choice in choices][:limit]
+        return sequences
+
+
+class Spellings(NamedTuple):
+    """What an answerer may write: soft scores of the first index, and whole index sequences to sample one from."""
+
+    first: dict[int, float]
+    sequences: list[tuple[int, ...]]
+
+
+def spellings(answers: Sequence[str], ocr_tokens: Sequence[str], vocab: AnswerVocab) -> Spellings:
+    """Spellings of the human answers of a question; fewer than 10 answers are repeated in turn to 10.
+
+    An index scores as the best answer that begins with it; the sequences hold an answer's as often as it was given.
+    Raises ValueError for no answers or more than 10.
+    """
+    if not 1 <= len(answers) <= 10:
+        raise ValueError(f"answers: need 1 to 10 per question, got {len(answers)}")
+    answers = [word_tokenize(answer) for answer in islice(cycle(answers), 10)]
+    scores = soft_scores(answers)
+    written = {answer: vocab.spell(answer, ocr_tokens) for answer in scores}
+    first: dict[int, float] = {}
+    for answer, sequences in written.items():
+        for sequence in sequences:
+            first[sequence[0]] = max(first.get(sequence[0], 0.0), scores[answer])
+    return Spellings(first, [sequence for answer in answers for sequence in written[answer]])
+
+
+def label_spellings(sequence: Sequence[int], vocab: AnswerVocab, ocr_tokens: Sequence[str]) -> Spellings:
+    """A model's own prediction as the only spelling: indices up to the first </s>. ValueError for an index out of range."""
+    sequence = [int(i) for i in sequence]
+    sequence = sequence[: sequence.index(vocab.eos)] if vocab.eos in sequence else sequence
+    if any(not 0 <= i < len(vocab) + len(ocr_tokens) for i in sequence):
+        raise ValueError(f"labels: indices must be in [0, {len(vocab)} words + {len(ocr_tokens)} OCR tokens), got {sequence}")
+    return Spellings({sequence[0] if sequence else vocab.eos: 1.0}, [tuple(sequence)])
+
+
+def write_targets(spelled: Spellings, vocab: AnswerVocab, targets, previous, loss_mask, rng=None) -> None:
+    """Fill zeroed rows ``targets`` [T, V + num_ocr], ``previous`` [T], ``loss_mask`` [T] of one question in place."""
+    previous[0] = vocab.bos
+    for index, score in spelled.first.items():
+        targets[0, index] = score
+    if not spelled.sequences:
+        return  # cannot be written: no loss
+    # without rng: the draw of LFPR, which reseeds NumPy before each question
+    draw = (rng or np.random.RandomState(0)).choice(len(spelled.sequences))
+    sequence = spelled.sequences[int(draw)]
+    steps = min(len(sequence) + 1, len(previous))
+    loss_mask[:steps] = 1
+    previous[1:steps] = sequence[: steps - 1]
+    for t, index in enumerate((*sequence, vocab.eos)[1:steps], start=1):
+        targets[t, index] = 1
+
+
+def answer_targets(
+    answers: Sequence[str],
+    ocr_tokens: Sequence[str],
+    vocab: AnswerVocab,
+    num_ocr: int = 100,
+    steps: int = 12,
+    rng: np.random.Generator | None = None,
+) -> dict[str, np.ndarray]:
+    """Teacher-forcing targets of one question (M4C): one spelling is sampled, the first step is soft over all of them.
+
+    Returns ``targets`` float32 [steps, V + num_ocr], ``previous`` int64 [steps] (the input indices, <s> first) and ``loss_mask``
+    float32 [steps] (1 up to and including </s>; all 0 if no answer can be written). ``rng`` samples the spelling; without it,
+    the choice that LFPR's code makes. ``ocr_tokens`` are normalised (``word_tokenize``) and at most ``num_ocr``.
+    """
+    if len(ocr_tokens) > num_ocr or steps < 1:
+        raise ValueError(f"num_ocr, steps: {len(ocr_tokens)} OCR tokens need num_ocr >= that, got {num_ocr}; steps {steps}")
+    targets = np.zeros((steps, len(vocab) + num_ocr), np.float32)
+    previous, loss_mask = np.zeros(steps, np.int64), np.zeros(steps, np.float32)
+    write_targets(spellings(answers, ocr_tokens, vocab), vocab, targets, previous, loss_mask, rng)
+    return {"targets": targets, "previous": previous, "loss_mask": loss_mask}
+
+
+def decode(predictions: Sequence[int], ocr_tokens: Sequence[str], vocab: AnswerVocab) -> tuple[str, list[str]]:
+    """The answer that an index sequence [T] writes, and each word's source ("VOCAB" or "OCR"); it ends at the first </s>.
+
+    A copy of a padded OCR position reads <pad>, as published.
+    """
+    words, sources = [], []
+    for index in map(int, predictions):
+        if index == vocab.eos:
+            break
+        copied = index - len(vocab)
+        token = word_tokenize(ocr_tokens[copied]) if 0 <= copied < len(ocr_tokens) else vocab.words[vocab.pad]
+        words.append(token if copied >= 0 else vocab.words[index])
+        sources.append("OCR" if copied >= 0 else "VOCAB")
+    return " ".join(words).replace(" 's", "'s"), sources
