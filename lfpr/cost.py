@@ -1,7 +1,7 @@
 """What heads and FFN neurons cost: parameters, or multiply-accumulates (MACs) per sequence.
 
-Both are linear: `fixed + heads · head + neurons · neuron`, whole numbers, so that the largest affordable number of neurons
-beside a number of heads is one division, and a constraint can be kept exactly.
+Both are linear: `fixed + heads · head + neurons · neuron`, whole numbers, so that the largest affordable number of
+neurons beside a number of heads is one division, and a constraint can be kept exactly.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class ParameterCost(LinearCost):
     """Parameters of the encoder's layers, as the sum of `numel` over the layers of the shrunk module.
 
     A head costs its rows of query, key and value with their biases and its columns of the output projection; a neuron
-    its rows and bias into the FFN and its column out of it. Output biases, normalisation and whatever else a layer holds
-    stay when all of its heads or neurons go, and are charged in `fixed`.
+    its rows and bias into the FFN and its column out of it. Output biases, normalisation and whatever else a layer
+    holds stay when all of its heads or neurons go, and are charged in `fixed`.
 
-    `accounting="published"` is LFPR's: the biases and normalisation of one attention output are charged, those of the other
-    layers and of the FFNs are not, so masks come out slightly larger than the constraint says.
+    `accounting="published"` is LFPR's: the biases and normalisation of one attention output are charged, those of the
+    other layers and of the FFNs are not, so masks come out slightly larger than the constraint says.
     """
 
     def __init__(self, encoder: PrunableEncoder, accounting: Literal["exact", "published"] = "exact") -> None:
         if accounting not in ("exact", "published"):
             raise ValueError(f"accounting = {accounting!r}: must be 'exact' or 'published'")
-        layer = encoder.layers[0]
+        layer = encoder.parts[0]
         inputs = (layer.query, layer.key, layer.value)
         head = encoder.head_dim * (sum(map(_per_output, inputs)) + encoder.hidden_size)
         neuron = sum(map(_per_output, layer.ffn_in)) + encoder.hidden_size
@@ -72,14 +72,14 @@ class ParameterCost(LinearCost):
 class MacCost(LinearCost):
     """Multiply-accumulates of the encoder's layers for one sequence of `sequence_length` tokens.
 
-    A head costs 4·S·d·dh for its projections and 2·S²·dh for the attention products, a neuron 2·S·d (more for gated FFNs).
-    Half of what torch's FLOP counter gives; Kwon et al. (NeurIPS 2022) count the same.
+    A head costs 4·S·d·dh for its projections and 2·S²·dh for the attention products, a neuron 2·S·d (more for gated
+    FFNs). Half of what torch's FLOP counter gives; Kwon et al. (NeurIPS 2022) count the same.
     """
 
     def __init__(self, encoder: PrunableEncoder, sequence_length: int) -> None:
         if sequence_length < 1 or sequence_length != int(sequence_length):
             raise ValueError(f"sequence_length = {sequence_length}: must be a whole number of at least 1")
-        layer, tokens = encoder.layers[0], int(sequence_length)
+        layer, tokens = encoder.parts[0], int(sequence_length)
         projections = sum(linear.in_features for linear in (layer.query, layer.key, layer.value)) + encoder.hidden_size
         head = encoder.head_dim * (tokens * projections + 2 * tokens**2)
         neuron = tokens * (sum(linear.in_features for linear in layer.ffn_in) + encoder.hidden_size)

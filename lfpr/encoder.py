@@ -110,7 +110,7 @@ FAMILIES: dict[str, Family] = {  # class name of a layer in transformers -> its 
 }
 
 
-class Layer:
+class LayerParts:
     """One transformer layer through its family's row: `query`, `key`, `value`, `attention_output`, `ffn_out` (Linear),
     `ffn_in` (tuple of Linear) and `attention`."""
 
@@ -163,20 +163,22 @@ class PrunableEncoder:
     """The layers of a transformer whose heads and FFN neurons can be masked, scored and removed.
 
     `num_heads` and `num_neurons` are the unpruned sizes of a layer, from the model's configuration; what a possibly
-    already shrunk layer still has is in `heads_per_layer` and `neurons_per_layer`.
+    already shrunk layer still has is in `heads_per_layer` and `neurons_per_layer`. `layers` are the model's own
+    modules, `parts` the same ones through their family's row.
     """
 
     def __init__(self, module: nn.Module, path: str, layers: Sequence[nn.Module], family: Family) -> None:
         self.module = module
         self.path = path  # of the list of layers, inside `module`
-        self.layers = [Layer(layer, family, f"{path}.{i}".lstrip(".")) for i, layer in enumerate(layers)]
-        first = self.layers[0]
+        self.layers = list(layers)
+        self.parts = [LayerParts(layer, family, f"{path}.{i}".lstrip(".")) for i, layer in enumerate(layers)]
+        first = self.parts[0]
         self.num_layers = len(self.layers)
         self.num_heads, self.num_neurons, self.head_dim = first.full_heads, first.full_neurons, first.head_dim
         self.hidden_size = first.attention_output.out_features
-        self.heads_per_layer = [layer.num_heads for layer in self.layers]
-        self.neurons_per_layer = [layer.num_neurons for layer in self.layers]
-        for layer in self.layers:
+        self.heads_per_layer = [layer.num_heads for layer in self.parts]
+        self.neurons_per_layer = [layer.num_neurons for layer in self.parts]
+        for layer in self.parts:
             if (layer.head_dim, layer.full_heads, layer.full_neurons) != (
                 self.head_dim,
                 self.num_heads,
@@ -192,12 +194,12 @@ class PrunableEncoder:
 
     @property
     def device(self) -> torch.device:
-        return self.layers[0].attention_output.weight.device
+        return self.parts[0].attention_output.weight.device
 
     @property
     def num_parameters(self) -> int:
         """Parameters of all layers as they are now, biases and normalisation included."""
-        return sum(p.numel() for layer in self.layers for p in layer.module.parameters())
+        return sum(p.numel() for layer in self.layers for p in layer.parameters())
 
     def require_uniform(self) -> tuple[int, int]:
         """Heads and neurons of every layer; ValueError if the layers differ, that is, were already shrunk."""
@@ -217,17 +219,19 @@ class PrunableEncoder:
         between layers), or per-sample tensors [B, L, H] (lists of [B, H]), B being the batch of the masked calls.
         Gradients flow to the masks. Raises ValueError if the shapes are not this encoder's.
         """
-        heads = _rows("heads", masks.heads, self.heads_per_layer)
-        neurons = _rows("neurons", masks.neurons, self.neurons_per_layer)
+        heads = mask_rows("heads", masks.heads, self.heads_per_layer)
+        neurons = mask_rows("neurons", masks.neurons, self.neurons_per_layer)
         with self.hooked(lambda layer, x: heads[layer], lambda layer, x: neurons[layer]):
             yield
 
     @contextmanager
-    def hooked(self, heads: Callable[[int, Tensor], Tensor], neurons: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    def hooked(
+        self, heads: Callable[[int, Tensor], Tensor], neurons: Callable[[int, Tensor], Tensor]
+    ) -> Iterator[None]:
         """As `masked`, with masks that are made at each call: `heads(layer, x)` gets the output projection's input."""
         handles = []
         try:
-            for index, layer in enumerate(self.layers):
+            for index, layer in enumerate(self.parts):
                 for linear, mask, size in (
                     (layer.attention_output, heads, self.head_dim),
                     (layer.ffn_out, neurons, 1),
@@ -262,9 +266,9 @@ def prunable(module: nn.Module) -> PrunableEncoder:
     )
 
 
-def encoders(module: nn.Module) -> list[PrunableEncoder]:
-    """All prunable encoders in `module` (the declared one alone if it has a `prunable_path`)."""
-    prefix = getattr(module, "prunable_path", "")
+def encoders(module: nn.Module, declared: bool = True) -> list[PrunableEncoder]:
+    """All prunable encoders in `module`; if `declared` and it has a `prunable_path`, the one there alone."""
+    prefix = getattr(module, "prunable_path", "") if declared else ""
     root = module.get_submodule(prefix) if prefix else module
     found = []
     for path, child in root.named_modules():
@@ -280,7 +284,7 @@ def _family(layers: nn.ModuleList) -> Family | None:
     return next((FAMILIES[c.__name__] for c in kinds.pop().__mro__ if c.__name__ in FAMILIES), None)
 
 
-def _rows(name: str, masks: Any, widths: list[int]) -> list[Tensor]:
+def mask_rows(name: str, masks: Any, widths: list[int]) -> list[Tensor]:
     """The masks of each layer, [width] or [B, width]; checked against the layers' widths."""
     rows = list(masks.unbind(-2)) if isinstance(masks, Tensor) and masks.ndim in (2, 3) else list(masks)
     if [row.shape[-1] if row.ndim in (1, 2) else -1 for row in rows] != widths:

@@ -14,7 +14,7 @@ def magnitude(encoder: PrunableEncoder) -> Importance:
     num_heads, num_neurons = encoder.require_uniform()
     heads = torch.zeros(encoder.num_layers, num_heads, dtype=torch.float64)
     neurons = torch.zeros(encoder.num_layers, num_neurons, dtype=torch.float64)
-    for i, layer in enumerate(encoder.layers):
+    for i, layer in enumerate(encoder.parts):
         rows = [linear.weight for linear in (layer.query, layer.key, layer.value)] + [layer.attention_output.weight.T]
         for weight in rows:
             squares = weight.detach().double().square().sum(1).cpu()

@@ -1,8 +1,9 @@
 """Mask search: which heads and neurons to keep under a constraint on the cost, from one importance score for each.
 
-With a cost that counts heads and neurons, the best mask for a given number of heads keeps the most important heads and spends
-the rest of the budget on the most important neurons. So walking over all numbers of heads finds the largest total importance
-(Kwon et al., NeurIPS 2022; the `sum` search of LFPR). With sorted cumulative sums the walk is one vector operation.
+With a cost that counts heads and neurons, the best mask for a given number of heads keeps the most important heads and
+spends the rest of the budget on the most important neurons. So walking over all numbers of heads finds the largest
+total importance (Kwon et al., NeurIPS 2022; the `sum` search of LFPR). With sorted cumulative sums the walk is one
+vector operation.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class BudgetError(ValueError):
 def search(importance: Importance, cost: LinearCost, constraint: float, published: bool | None = None) -> Masks:
     """The masks of largest total importance that cost at most `constraint` of the full cost.
 
-    Returns 0/1 masks [L, H] and [L, N]. Equal scores are taken in the order of layer and index, equal totals with the fewest heads;
-    so the result is deterministic. Raises ValueError for a constraint outside (0, 1] or a score that is negative, NaN or
-    infinite, and `BudgetError` if even the empty mask costs too much.
+    Returns 0/1 masks [L, H] and [L, N]. Equal scores are taken in the order of layer and index, equal totals with the
+    fewest heads; so the result is deterministic. Raises ValueError for a constraint outside (0, 1] or a score that is
+    negative, NaN or infinite, and `BudgetError` if even the empty mask costs too much.
 
     `published` (by default, what the cost says) follows the published code: at least one head is kept, and the
     constraint is exceeded where the heads alone cost more than it allows.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,9 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from lfpr import experiments
+from lfpr.mini.datasets import write_textvqa
 from lfpr.runs import write_json
+from lfpr.tap.data import TAPDataset, batches
 from lfpr.tap.label_free import decoding_loss
+from lfpr.tap.layout import TEXT_VOCAB
+from lfpr.tap.metrics import vqa_accuracy
 from lfpr.tap.model import TAP, Batch, TAPConfig
+from lfpr.tap.text import HashedNgrams, decode
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,8 @@ class Binding(nn.Module):
         return F.mse_loss(self.look(outputs[carried]), target[carried]) / target[carried].var()
 
 
-def train_tap(config: TAPConfig, batches, ngrams: Tensor, recipe: Recipe) -> TAP:
-    """Train a TAP on batches with ``previous``, ``targets`` and ``loss_mask``, going round them for ``recipe.steps``."""
+def train_tap(config: TAPConfig, data: TAPDataset, ngrams: Tensor, recipe: Recipe) -> TAP:
+    """Train a TAP on questions with targets; ``ngrams`` [vocabulary, 300] are the vectors of the word pieces."""
     torch.manual_seed(recipe.seed)
     model = TAP(config)
     for layer in [*model.mmt.encoder.layer, *model.text_bert.encoder.layer]:
@@ -101,10 +107,12 @@ def train_tap(config: TAPConfig, batches, ngrams: Tensor, recipe: Recipe) -> TAP
     )
     pointed: list[Tensor] = [torch.empty(0)]  # the OCR slots' MMT outputs, as the pointer network gets them
     model.ocr_ptr_net.key.register_forward_pre_hook(lambda module, inputs: pointed.__setitem__(0, inputs[0]))
+    loader = batches(data, recipe.batch_size, recipe.seed, drop_last=True)
     model.train()
     step, bar = 0, tqdm(total=recipe.steps, desc="train", mininterval=5)
     while step < recipe.steps:
-        for batch in batches:
+        data.set_epoch(step)  # another order, other sampled spellings
+        for batch in loader:
             steps = int(batch["loss_mask"].sum(1).max())
             targets, mask = batch["targets"][:, :steps], batch["loss_mask"][:, :steps]
             scores = model(batch, batch["previous"][:, :steps])
@@ -146,3 +154,72 @@ def _untie(model: TAP, words: SharedWords) -> TAP:
     plain = TAP(model.config).eval()
     plain.load_state_dict(model.state_dict())
     return plain
+
+
+TAP_CONFIG = {"text_layers": 2, "mmt_layers": 4, "hidden_size": 96, "num_heads": 12, "intermediate_size": 384,
+              "text_positions": 64, "num_ocr": 14, "feature_size": 128, "dropout": 0.0}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A shipped baseline: its model's sizes (what the data does not fix), its recipe, its training images."""
+
+    config: dict
+    recipe: Recipe
+    train_images: int = 15000
+
+
+BASELINES = {"tap-textvqa": Baseline(TAP_CONFIG, Recipe())}
+
+
+def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = None) -> dict:
+    """Train baseline ``name``, write ``NAME.safetensors`` (float16) and ``NAME.json`` (config, recipe, score)."""
+    baseline = BASELINES[name]
+    recipe = recipe or baseline.recipe
+    dataset = experiments.EXPERIMENTS[name].dataset
+    root = runs / "data" / f"{dataset}-baseline"
+    settings = experiments.SETTINGS["mini"]
+    write_textvqa(root, baseline.train_images, settings.val_images)
+    embed = HashedNgrams(settings.sizes.fasttext_size)
+    data = TAPDataset(root, dataset, "train", sizes=settings.sizes, targets=True, embed=embed, seed=recipe.seed)
+    config = TAPConfig(text_vocab_size=len(data.pieces), num_answers=len(data.vocab), bos_index=data.vocab.bos,
+                       eos_index=data.vocab.eos, **baseline.config)  # fmt: skip
+    words = (root / TEXT_VOCAB).read_text().split("\n")[: len(data.pieces)]
+    ngrams = torch.from_numpy(embed(words))
+    ngrams[[not word.isalnum() for word in words]] = 0  # specials, punctuation and parts of words
+    start = time.perf_counter()
+    model = train_tap(config, data.preload(), ngrams, recipe)
+    minutes = (time.perf_counter() - start) / 60
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, folder / f"{name}.unfinished")
+    (folder / f"{name}.unfinished").replace(folder / f"{name}.safetensors")
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    val = TAPDataset(root, dataset, "val", sizes=settings.sizes, embed=embed)
+    correct = []
+    for batch in batches(val, settings.eval_batch):
+        for i, row in zip(batch["index"].tolist(), model.generate(batch, stop=True)[1].tolist(), strict=True):
+            sample = val.sample(i)
+            correct.append(vqa_accuracy(decode(row, sample["ocr_tokens"], val.vocab)[0], sample["answers"]))
+    result = {"score": sum(correct) / len(correct), "minutes": minutes, "threads": torch.get_num_threads()}
+    description = {"config": config.to_dict(), "recipe": asdict(recipe), "train_images": baseline.train_images}
+    write_json(folder / f"{name}.json", description | result)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", default=list(BASELINES), help=f"of {list(BASELINES)}; all by default")
+    parser.add_argument("--folder", type=Path, default=experiments.SHIPPED, help="where to write")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the training data are made")
+    parser.add_argument("--steps", type=int, help="training steps, instead of the recipe's")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        experiments.choose("name", name, BASELINES)
+        recipe = BASELINES[name].recipe
+        recipe = replace(recipe, steps=arguments.steps) if arguments.steps else recipe
+        print(name, train_baseline(name, arguments.folder, arguments.runs, recipe))
+
+
+if __name__ == "__main__":
+    main()

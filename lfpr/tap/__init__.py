@@ -1,0 +1,36 @@
+"""TAP: the model, its published data and checkpoint formats, its metrics, and LFPR's label-free objective."""
+
+from lfpr.tap.checkpoint import CheckpointError, read_checkpoint
+from lfpr.tap.data import TAPDataset, batches, check
+from lfpr.tap.label_free import decoding_loss, label_free, labelled, peak_step, peak_steps
+from lfpr.tap.layout import InputSizes
+from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
+from lfpr.tap.model import TAP, TAPConfig
+from lfpr.tap.schedule import schedule
+from lfpr.tap.text import AnswerVocab, FastText, HashedNgrams, WordPieces, decode, phoc
+
+__all__ = [
+    "TAP",
+    "AnswerVocab",
+    "CheckpointError",
+    "FastText",
+    "HashedNgrams",
+    "InputSizes",
+    "TAPConfig",
+    "TAPDataset",
+    "WordPieces",
+    "anls",
+    "batches",
+    "check",
+    "decode",
+    "decoding_loss",
+    "label_free",
+    "labelled",
+    "peak_step",
+    "peak_steps",
+    "phoc",
+    "read_checkpoint",
+    "schedule",
+    "stvqa_accuracy",
+    "vqa_accuracy",
+]

@@ -45,12 +45,24 @@ def label_free(model: TAP, step: int) -> Callable[[Batch], Tensor]:
     return objective
 
 
-def decoding_loss(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """M4C's loss: binary cross-entropy of scores [B, T, C], summed over classes, averaged over valid steps [B, T]."""
-    loss = F.binary_cross_entropy_with_logits(scores, targets, reduction="none").sum(-1)
-    return (loss * mask).sum() / mask.sum().clamp(min=1)
+def decoding_loss(scores: Tensor, targets: Tensor, mask: Tensor, reduction: str = "mean") -> Tensor:
+    """M4C's loss: binary cross-entropy of scores [B, T, C], summed over classes, averaged over the valid steps [B, T].
+
+    ``reduction="sum"`` sums over the valid steps instead.
+    """
+    loss = F.binary_cross_entropy_with_logits(scores, targets, reduction="none").sum(-1) * mask
+    return loss.sum() / mask.sum().clamp(min=1) if reduction == "mean" else loss.sum()
 
 
-def labelled(model: TAP) -> Callable[[Batch], Tensor]:
-    """The labelled loss of batches with ``previous``, ``targets``, ``loss_mask``: for Fisher scores (Kwon et al.)."""
-    return lambda batch: decoding_loss(model(batch, batch["previous"]), batch["targets"], batch["loss_mask"])
+def labelled(model: TAP, reduction: str = "mean") -> Callable[[Batch], Tensor]:
+    """The labelled loss of batches with ``previous``, ``targets``, ``loss_mask``: for Fisher scores (Kwon et al.).
+
+    Steps beyond the longest answer of a batch add nothing and are not computed.
+    """
+
+    def objective(batch: Batch) -> Tensor:
+        steps = max(1, int(batch["loss_mask"].sum(1).max()))
+        previous, targets, mask = (batch[name][:, :steps] for name in ("previous", "targets", "loss_mask"))
+        return decoding_loss(model(batch, previous), targets, mask, reduction)
+
+    return objective

@@ -1,9 +1,9 @@
 """Scores of scene-text VQA answers: TextVQA accuracy, ST-VQA accuracy and ANLS.
 
-TextVQA: an answer given by k of the 10 annotators scores the mean, over leaving each annotator out, of min(1, k' / 3), where
-k' counts the others who gave it; both sides are first normalised as the EvalAI server does (Singh et al., 2019; the M4C
-evaluators). ST-VQA: accuracy is 1 when any normalised answer matches; ANLS is 1 - edit distance / longer length, 0 below 0.5,
-the best over the answers, on lower-cased stripped strings (Biten et al., 2019).
+TextVQA: an answer given by k of the 10 annotators scores the mean, over leaving each annotator out, of min(1, k' / 3),
+where k' counts the others who gave it; both sides are first normalised as the EvalAI server does (Singh et al., 2019;
+the M4C evaluators). ST-VQA: accuracy is 1 when any normalised answer matches; ANLS is 1 - edit distance / longer
+length, 0 below 0.5, the best over the answers, on lower-cased stripped strings (Biten et al., 2019).
 
 Each score takes one prediction with its answers, or a list of predictions with a list of answers each (then the mean).
 """
@@ -14,20 +14,21 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import starmap
 
-NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split()))
+NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 ARTICLES = {"a", "an", "the"}
-PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
-# EvalAI restores apostrophes in these words. It knows each with any *one* apostrophe left out ("couldn'tve", "couldnt've").
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+# EvalAI restores apostrophes in these words, known with any one apostrophe left out ("couldn'tve", "couldnt've").
 CONTRACTIONS = """
-ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd
-how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't
-'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've
-someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've
-they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've
-who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd
-you'd've you'll you're you've
-""".split()
-RESTORED = {w[:i] + w[i + 1 :]: w for w in CONTRACTIONS for i, letter in enumerate(w) if letter == "'"}
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
+how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
+oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
+someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
+they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
+where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
+y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+RESTORED = {w[:i] + w[i + 1 :]: w for w in CONTRACTIONS.split() for i, letter in enumerate(w) if letter == "'"}
 RESTORED["somebody'd"] = "somebodyd"  # EvalAI's one rule in the other direction
 
 
@@ -53,7 +54,8 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     """Leave-one-out score in [0, 1] of each distinct answer among n annotators' answers (compared as they stand)."""
     n = len(answers)
     return {
-        answer: (k * min(1.0, (k - 1) / 3) + (n - k) * min(1.0, k / 3)) / n for answer, k in sorted(Counter(answers).items())
+        answer: (k * min(1.0, (k - 1) / 3) + (n - k) * min(1.0, k / 3)) / n
+        for answer, k in sorted(Counter(answers).items())
     }
 
 
@@ -100,7 +102,9 @@ def _score(metric, predictions, answers) -> float:
     single = isinstance(predictions, str)
     pairs = [(predictions, answers)] if single else list(zip(predictions, answers, strict=False))
     if not single and (len(predictions) != len(answers) or not pairs):
-        raise ValueError(f"predictions and answers: need the same number, at least 1; got {len(predictions)} and {len(answers)}")
+        raise ValueError(
+            f"predictions and answers: need the same number, at least 1; got {len(predictions)} and {len(answers)}"
+        )
     for i, (prediction, references) in enumerate(pairs):
         if not isinstance(prediction, str):
             raise ValueError(f"predictions[{i}]: expected a string, got {prediction!r}")

@@ -1,8 +1,9 @@
-"""NumPy files from outside, read without running anything: plain arrays, and pickled records through a restricted unpickler.
+"""NumPy files from outside, read without running anything: arrays, and pickled records by a restricted unpickler.
 
-TAP publishes its annotations as object arrays, that is as pickles, and a pickle is a program. ``np.load(allow_pickle=True)``
-would run whatever a downloaded file says; here the header is parsed by NumPy and the body admits NumPy arrays, dtypes and
-scalars, numbers, strings and plain containers only. Files by NumPy 1 and 2 and by Python 2 (latin1) are read alike.
+TAP publishes its annotations as object arrays, that is as pickles, and a pickle is a program.
+``np.load(allow_pickle=True)`` would run whatever a downloaded file says; here the header is parsed by NumPy and the
+body admits NumPy arrays, dtypes and scalars, numbers, strings and plain containers only. Files by NumPy 1 and 2 and by
+Python 2 (latin1) are read alike.
 """
 
 import pickle
@@ -20,8 +21,12 @@ class DataError(ValueError):
     """A data file does not hold what it should; the message names the file, what was expected and what was found."""
 
 
+class Refused(pickle.UnpicklingError):
+    """A pickle asks for a name that is not admitted."""
+
+
 class _NDArray:
-    """Stands for the class ``numpy.ndarray`` in a pickle: an argument of ``_reconstruct``, nothing that can be called."""
+    """Stands for the class ``numpy.ndarray`` in a pickle: an argument of ``_reconstruct``, not to be called."""
 
 
 def _reconstruct(_cls, shape, kind):
@@ -38,13 +43,15 @@ def _frombuffer(buffer, dtype, shape, order, *_):
 
 def _encode(text, encoding="latin1"):
     if encoding.lower().replace("-", "").replace("_", "") not in {"latin1", "utf8", "ascii"}:
-        raise pickle.UnpicklingError(f"text encoding {encoding!r}")
+        raise Refused(f"text encoding {encoding!r}")
     return text.encode(encoding)
 
 
 _MULTIARRAY = {"_reconstruct": _reconstruct, "scalar": np._core.multiarray.scalar}
 _NUMERIC = {"_frombuffer": _frombuffer}
-_BUILTINS = {t.__name__: t for t in (set, frozenset, complex, bytearray, bytes, list, dict, tuple, str, int, float, bool)}
+_BUILTINS = {
+    t.__name__: t for t in (set, frozenset, complex, bytearray, bytes, list, dict, tuple, str, int, float, bool)
+}
 _BUILTINS |= {"long": int, "unicode": str}  # Python 2
 ADMITTED = {
     "numpy": {"ndarray": _NDArray(), "dtype": _dtype},
@@ -60,14 +67,12 @@ ADMITTED = {
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Unpickler that resolves the names in ``ADMITTED`` and raises ``pickle.UnpicklingError`` for any other."""
+    """Unpickler that resolves the names in ``ADMITTED`` and raises ``Refused`` for any other."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in ADMITTED.get(module, ()):
-            return ADMITTED[module][name]
-        if module.startswith("numpy.dtypes") or (module == "numpy" and name in np.sctypeDict):
-            return getattr(np.dtypes if module != "numpy" else np, name)
-        raise pickle.UnpicklingError(f"the name {module}.{name}")
+        if name not in ADMITTED.get(module, ()):
+            raise Refused(f"the name {module}.{name}")
+        return ADMITTED[module][name]
 
 
 def existing(path: str | Path, what: str) -> Path:
@@ -81,8 +86,8 @@ def existing(path: str | Path, what: str) -> Path:
 def load_npy(path: str | Path, what: str) -> np.ndarray:
     """The array in an ``.npy`` file; object arrays go through ``RestrictedUnpickler``.
 
-    ``what`` says what the file is, for messages. Raises FileNotFoundError for a missing file, and DataError for a truncated
-    or foreign one and for a pickle that asks for anything but arrays, numbers, strings and plain containers.
+    ``what`` says what the file is, for messages. Raises FileNotFoundError for a missing file, and DataError for a
+    truncated or foreign one and for a pickle that asks for anything but arrays, numbers, strings and plain containers.
     """
     path = existing(path, what)
     with path.open("rb") as file:
@@ -97,14 +102,14 @@ def load_npy(path: str | Path, what: str) -> np.ndarray:
             if not isinstance(array, np.ndarray) or array.size != np.prod(shape, dtype=np.int64):
                 raise ValueError(f"header says shape {shape}, body holds {type(array).__name__}")
             return array.reshape(shape)
-        except pickle.UnpicklingError as error:
+        except Refused as error:
             raise DataError(
-                f"{path} ({what}) is refused: its pickle contains {error}; only NumPy arrays, numbers, strings and plain "
-                f"containers are read from outside files"
+                f"{path} ({what}) is refused: its pickle contains {error}; only NumPy arrays, numbers, strings and "
+                "plain containers are read from outside files"
             ) from error
         except Exception as error:  # a broken pickle raises nearly anything
             raise DataError(
-                f"{path} ({what}) is not a complete .npy file: {type(error).__name__}: {error}; download it again, {WHERE}"
+                f"{path} ({what}) is not a complete .npy file ({type(error).__name__}: {error}); get it again: {WHERE}"
             ) from error
 
 
@@ -122,5 +127,7 @@ def load_features(path: str | Path, what: str, width: int) -> np.ndarray:
     if array.size == 0:  # an image without boxes, whatever shape its writer chose
         return np.zeros((0, width), np.float32)
     if array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] != width:
-        raise DataError(f"{path} ({what}): expected numbers of shape [n, {width}], found {array.dtype} {list(array.shape)}; {WHERE}")
+        raise DataError(
+            f"{path} ({what}): expected numbers of shape [n, {width}], found {array.dtype} {list(array.shape)}; {WHERE}"
+        )
     return array.astype(np.float32, copy=False)

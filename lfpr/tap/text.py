@@ -1,8 +1,8 @@
-"""Words in and out of TAP: PHOC and embeddings of OCR tokens, word pieces, and answers spelled by vocabulary and OCR copies.
+"""Words in and out of TAP: PHOC and embeddings of OCR tokens, word pieces, answers as indices and back.
 
-TAP reads a question as BERT word pieces, each OCR token as a spelling vector (PHOC) and a word vector, and writes an answer word
-by word, each from a fixed vocabulary or copied from an OCR token: index i < V is vocabulary word i, V + j is OCR token j
-(M4C: Hu et al., 2020; TAP: Yang et al., 2021; PHOC: Almazán et al., 2014).
+TAP reads a question as BERT word pieces, each OCR token as a spelling vector (PHOC) and a word vector, and writes an
+answer word by word, each from a fixed vocabulary or copied from an OCR token: index i < V is vocabulary word i, V + j
+is OCR token j (M4C: Hu et al., 2020; TAP: Yang et al., 2021; PHOC: Almazán et al., 2014).
 """
 
 import zlib
@@ -20,9 +20,9 @@ from lfpr.tap.pickles import DataError, existing
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 BIGRAMS = (
-    "th he in er an re es on st nt en at ed nd to or ea ti ar te ng al it as is ha et se ou of le "
-    "sa ve ro ra ri hi ne me de co ta ec si ll so na li la el"
-).split()
+    "th he in er an re es on st nt en at ed nd to or ea ti ar te ng al it as is ha et se ou of le sa ve ro ra ri hi ne"
+    " me de co ta ec si ll so na li la el"
+)
 PHOC_SIZE = 36 * (2 + 3 + 4 + 5) + 50 * 2
 
 Embedding = Callable[[Sequence[str]], np.ndarray]
@@ -52,7 +52,8 @@ def phoc(word: str) -> np.ndarray:
             position, region = _in_regions(at[:-1], at[1:], level).nonzero()
             vector[offset + 36 * region + letters[position]] = 1
             offset += 36 * level
-        pairs = [(i, BIGRAMS.index(word[i : i + 2])) for i in range(len(word) - 1) if word[i : i + 2] in BIGRAMS]
+        bigrams = BIGRAMS.split()
+        pairs = [(i, bigrams.index(word[i : i + 2])) for i in range(len(word) - 1) if word[i : i + 2] in bigrams]
         if pairs:
             start, bigram = np.array(pairs).T
             position, region = _in_regions(at[start], at[start + 2], 2).nonzero()
@@ -64,8 +65,9 @@ def phoc(word: str) -> np.ndarray:
 class HashedNgrams:
     """Word vectors without a download: the normalised sum of fixed random vectors of a word's character 1- to 4-grams.
 
-    Similar spellings get similar vectors, as with FastText's subwords, but nothing is learned: it is no stand-in for FastText in
-    a model trained with it. Deterministic given ``dim`` and ``seed``. ``self(words)`` -> float32 [n, dim], rows of length 1.
+    Similar spellings get similar vectors, as with FastText's subwords, but nothing is learned: it is no stand-in for
+    FastText in a model trained with it. Deterministic given ``dim`` and ``seed``. ``self(words)`` -> float32 [n, dim],
+    rows of length 1.
     """
 
     def __init__(self, dim: int = 300, seed: int = 0, buckets: int = 1 << 13):
@@ -93,8 +95,8 @@ class HashedNgrams:
 class FastText:
     """FastText vectors from a ``.bin`` file such as wiki.en.bin: ``self(words)`` -> float32 [n, dim].
 
-    A token of several words gets their mean, as in M4C. Raises FileNotFoundError for a missing file and ImportError when the
-    package ``fasttext`` (an optional dependency) is not installed.
+    A token of several words gets their mean, as in M4C. Raises FileNotFoundError for a missing file and ImportError
+    when the package ``fasttext`` (an optional dependency) is not installed.
     """
 
     def __init__(self, path: str | Path):
@@ -103,8 +105,8 @@ class FastText:
             import fasttext
         except ImportError as error:
             raise ImportError(
-                f"reading {path} needs the package fasttext: pip install fasttext. HashedNgrams needs nothing, but a model "
-                "trained with FastText scores lower with it"
+                f"reading {path} needs the package fasttext: pip install fasttext. HashedNgrams needs nothing, but a "
+                "model trained with FastText scores lower with it"
             ) from error
         self._model = fasttext.load_model(str(path))
         self.dim = self._model.get_dimension()
@@ -114,7 +116,8 @@ class FastText:
         return np.asarray(vectors, np.float32).reshape(len(words), self.dim)
 
 
-def _read_words(path: Path) -> list[str]:
+def read_words(path: Path) -> list[str]:
+    """The stripped lines of a vocabulary file."""
     with path.open(encoding="utf-8") as file:  # not splitlines(): that also splits at characters inside words
         return [line.strip() for line in file]
 
@@ -128,10 +131,12 @@ class WordPieces:
     def __init__(self, path: str | Path):
         path = Path(path)
         path = existing(path / "vocab.txt" if path.is_dir() else path, "BERT's word pieces, bert-base-uncased")
-        pieces = {piece: i for i, piece in enumerate(_read_words(path))}
+        pieces = {piece: i for i, piece in enumerate(read_words(path))}
         absent = [special for special in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if special not in pieces]
         if absent or pieces["[PAD]"] != 0:
-            raise DataError(f"{path}: a word-piece vocabulary has [PAD] first and [UNK], [CLS], [SEP]; absent: {absent}")
+            raise DataError(
+                f"{path}: a word-piece vocabulary has [PAD] first and [UNK], [CLS], [SEP]; absent: {absent}"
+            )
         self._tokenizer = BertWordPieceTokenizer(vocab=pieces, lowercase=True)
         self._separator = pieces["[SEP]"]
         self.size = len(pieces)
@@ -155,22 +160,22 @@ class WordPieces:
         object_names: Sequence[str],
         lengths: tuple[int, int, int] = (20, 100, 50),
     ) -> np.ndarray:
-        """TAP's text input, int64 [sum(lengths)]: the question, all OCR tokens, all object names, each in its own stretch."""
+        """TAP's text input, int64 [sum(lengths)]: a stretch each of question, all OCR tokens, all object names."""
         texts = question, " ".join(ocr_tokens), " ".join(object_names)
         parts = [self.encode(t, n, first_part=i == 0) for i, (t, n) in enumerate(zip(texts, lengths, strict=True))]
         return np.concatenate(parts)
 
 
 class AnswerVocab:
-    """The fixed answer vocabulary, a word a line: ``words``, ``index``, and the positions ``pad``, ``bos``, ``eos``, ``unk``.
+    """The fixed answer vocabulary, a word a line: ``words``, ``index``, and indices ``pad``, ``bos``, ``eos``, ``unk``.
 
-    ``source`` is a file or the words themselves. Raises FileNotFoundError, and DataError if <pad> is not word 0 or <s>, </s> or
-    <unk> is absent.
+    ``source`` is a file or the words themselves. Raises FileNotFoundError, and DataError if <pad> is not word 0 or
+    <s>, </s> or <unk> is absent.
     """
 
     def __init__(self, source: str | Path | Sequence[str]):
         is_file = isinstance(source, str | Path)
-        self.words = _read_words(existing(source, "answer vocabulary")) if is_file else list(source)
+        self.words = read_words(existing(source, "answer vocabulary")) if is_file else list(source)
         self.index = {word: i for i, word in enumerate(self.words)}
         absent = [special for special in ("<pad>", "<s>", "</s>", "<unk>") if special not in self.index]
         if absent or self.index["<pad>"] != 0:
@@ -190,7 +195,7 @@ class AnswerVocab:
         for word in answer.split():
             choices = [self.index[word]] if word in self.index else []
             choices += [len(self.words) + j for j, token in enumerate(ocr_tokens) if token == word]
-            sequences = [sequence + (choice,) for sequence in sequences for choice in choices][:limit]
+            sequences = [(*sequence, choice) for sequence in sequences for choice in choices][:limit]
         return sequences
 
 
@@ -220,24 +225,33 @@ def spellings(answers: Sequence[str], ocr_tokens: Sequence[str], vocab: AnswerVo
 
 
 def label_spellings(sequence: Sequence[int], vocab: AnswerVocab, ocr_tokens: Sequence[str]) -> Spellings:
-    """A model's own prediction as the only spelling: indices up to the first </s>. ValueError for an index out of range."""
+    """A model's prediction as the only spelling: indices up to the first </s>. ValueError if one is out of range."""
     sequence = [int(i) for i in sequence]
     sequence = sequence[: sequence.index(vocab.eos)] if vocab.eos in sequence else sequence
     if any(not 0 <= i < len(vocab) + len(ocr_tokens) for i in sequence):
-        raise ValueError(f"labels: indices must be in [0, {len(vocab)} words + {len(ocr_tokens)} OCR tokens), got {sequence}")
+        raise ValueError(
+            f"labels: indices must be in [0, {len(vocab)} words + {len(ocr_tokens)} OCR tokens), got {sequence}"
+        )
     return Spellings({sequence[0] if sequence else vocab.eos: 1.0}, [tuple(sequence)])
 
 
-def write_targets(spelled: Spellings, vocab: AnswerVocab, targets, previous, loss_mask, rng=None) -> None:
-    """Fill zeroed rows ``targets`` [T, V + num_ocr], ``previous`` [T], ``loss_mask`` [T] of one question in place."""
+@lru_cache
+def _lfpr_choice(n: int) -> int:
+    return int(np.random.RandomState(0).choice(n))  # LFPR reseeds NumPy before each question
+
+
+def write_targets(spelled: Spellings, vocab: AnswerVocab, targets, previous, loss_mask, draw: float | None) -> None:
+    """Fill zeroed rows ``targets`` [T, V + num_ocr], ``previous`` [T], ``loss_mask`` [T] of one question in place.
+
+    ``draw`` in [0, 1) chooses the sequence; None makes LFPR's choice.
+    """
     previous[0] = vocab.bos
     for index, score in spelled.first.items():
         targets[0, index] = score
     if not spelled.sequences:
         return  # cannot be written: no loss
-    # without rng: the draw of LFPR, which reseeds NumPy before each question
-    draw = (rng or np.random.RandomState(0)).choice(len(spelled.sequences))
-    sequence = spelled.sequences[int(draw)]
+    n = len(spelled.sequences)
+    sequence = spelled.sequences[_lfpr_choice(n) if draw is None else int(draw * n)]
     steps = min(len(sequence) + 1, len(previous))
     loss_mask[:steps] = 1
     previous[1:steps] = sequence[: steps - 1]
@@ -255,20 +269,30 @@ def answer_targets(
 ) -> dict[str, np.ndarray]:
     """Teacher-forcing targets of one question (M4C): one spelling is sampled, the first step is soft over all of them.
 
-    Returns ``targets`` float32 [steps, V + num_ocr], ``previous`` int64 [steps] (the input indices, <s> first) and ``loss_mask``
-    float32 [steps] (1 up to and including </s>; all 0 if no answer can be written). ``rng`` samples the spelling; without it,
-    the choice that LFPR's code makes. ``ocr_tokens`` are normalised (``word_tokenize``) and at most ``num_ocr``.
+    Returns ``targets`` float32 [steps, V + num_ocr], ``previous`` int64 [steps] (the input indices, <s> first) and
+    ``loss_mask`` float32 [steps] (1 up to and including </s>; all 0 if no answer can be written). ``rng`` samples the
+    spelling; without it, the choice that LFPR's code makes. ``ocr_tokens`` are normalised (``word_tokenize``) and at
+    most ``num_ocr``.
     """
     if len(ocr_tokens) > num_ocr or steps < 1:
-        raise ValueError(f"num_ocr, steps: {len(ocr_tokens)} OCR tokens need num_ocr >= that, got {num_ocr}; steps {steps}")
+        raise ValueError(
+            f"num_ocr, steps: {len(ocr_tokens)} OCR tokens need num_ocr >= that, got {num_ocr}; steps {steps}"
+        )
     targets = np.zeros((steps, len(vocab) + num_ocr), np.float32)
     previous, loss_mask = np.zeros(steps, np.int64), np.zeros(steps, np.float32)
-    write_targets(spellings(answers, ocr_tokens, vocab), vocab, targets, previous, loss_mask, rng)
+    write_targets(
+        spellings(answers, ocr_tokens, vocab),
+        vocab,
+        targets,
+        previous,
+        loss_mask,
+        None if rng is None else rng.random(),
+    )
     return {"targets": targets, "previous": previous, "loss_mask": loss_mask}
 
 
 def decode(predictions: Sequence[int], ocr_tokens: Sequence[str], vocab: AnswerVocab) -> tuple[str, list[str]]:
-    """The answer that an index sequence [T] writes, and each word's source ("VOCAB" or "OCR"); it ends at the first </s>.
+    """The answer that indices [T] write up to the first </s>, and each word's source ("VOCAB" or "OCR").
 
     A copy of a padded OCR position reads <pad>, as published.
     """

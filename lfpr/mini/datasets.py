@@ -1,0 +1,227 @@
+"""Rendered data sets in the published layouts: the small profile goes through the same loaders as the real data.
+
+``write_textvqa`` makes a data folder as ``microsoft/TAP`` distributes it: annotations (imdb), object and OCR features
+with their boxes, vocabularies, and some images to look at. An image's id is its scene's seed in hexadecimal digits.
+"""
+
+import hashlib
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from tqdm.auto import trange
+
+from lfpr.mini.features import box_features, carrier_boxes
+from lfpr.mini.questions import MAX_QUESTIONS, TEMPLATES, human_answers, make_questions, misread
+from lfpr.mini.scenes import CLASSES, COLOURS, LEXICON, Scene, make_scene
+from lfpr.runs import write_json
+
+FORMAT = 1
+"""Part of every data set's parameters: raise it when the same parameters give other data."""
+
+OBJECTS, OCR = "feat_resx/train", "ocr_feat_resx/textvqa_conf/train_images"  # TextVQA's val images are train images
+FIRST_QUESTION = {"train": 0, "val": 10_000_000}
+SCORE_QUESTIONS = 3000  # LFPR's sample for importance scores
+
+
+def image_id(seed: int, split: str, index: int) -> str:
+    """Sixteen hexadecimal digits; ``make_scene(int(image_id, 16))`` draws the image."""
+    return hashlib.sha256(f"{seed}/{split}/{index}".encode()).hexdigest()[:16]
+
+
+def write_textvqa(
+    root: str | Path,
+    train_images: int = 3000,
+    val_images: int = 600,
+    questions_per_image: int = 4,
+    images: int = 32,
+    ocr_error: float = 0.05,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict:
+    """Make a TextVQA data folder in TAP's layout at ``root``, unless it is there already.
+
+    The train images of a small set are the first ones of a larger set with the same seed. The folder is built beside
+    ``root`` and renamed when complete; ``root/dataset.json`` holds the parameters, and other parameters rebuild it.
+
+    Args:
+        train_images, val_images: scenes per split; each has ``questions_per_image`` (1 to 5) questions with 10 answers.
+        images: how many images of each split are also written as JPEG, to look at.
+        ocr_error: probability that an OCR token has one wrong character.
+        progress: show a bar (15,000 images take about a minute).
+
+    Returns:
+        The contents of ``dataset.json``.
+
+    Raises:
+        ValueError: a parameter is out of range, or ``root`` holds something that this function did not write.
+    """
+    parameters = {
+        "train_images": train_images,
+        "val_images": val_images,
+        "questions_per_image": questions_per_image,
+        "images": images,
+        "ocr_error": ocr_error,
+        "seed": seed,
+    }
+    for name, low, high in (
+        ("train_images", 1, None),
+        ("val_images", 1, None),
+        ("questions_per_image", 1, MAX_QUESTIONS),
+        ("images", 0, None),
+        ("seed", 0, None),
+    ):
+        value = parameters[name]
+        if not isinstance(value, int) or value < low or (high is not None and value > high):
+            allowed = f"an integer from {low}" + (f" to {high}" if high is not None else "")
+            raise ValueError(f"{name} is {value!r}, must be {allowed}")
+    if not 0 <= ocr_error <= 1:
+        raise ValueError(f"ocr_error is {ocr_error!r}, must be from 0 to 1")
+    parameters |= {"dataset": "textvqa", "format": FORMAT}
+    return _make_once(Path(root).resolve(), parameters, partial(_build_textvqa, progress=progress))
+
+
+def _make_once(root: Path, parameters: dict, build: Callable[[Path, dict], None]) -> dict:
+    """Fill ``root`` with ``build(folder, parameters)`` unless its ``dataset.json`` has these parameters."""
+    stamp = root / "dataset.json"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_name(f"{root.name}.lock")):
+        made = json.loads(stamp.read_text()) if stamp.exists() else {}
+        if made == parameters:
+            return parameters
+        if root.exists() and "format" not in made and not (root.is_dir() and not any(root.iterdir())):
+            raise ValueError(f"root {root} holds files of another origin: choose an empty or new folder")
+        unfinished = root.with_name(f"{root.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        build(unfinished, parameters)
+        write_json(unfinished / "dataset.json", parameters)
+        shutil.rmtree(root, ignore_errors=True)
+        unfinished.rename(root)
+    return parameters
+
+
+def _build_textvqa(root: Path, parameters: dict, progress: bool) -> None:
+    imdb = root / "imdb/m4c_textvqa"
+    for folder in (root / OBJECTS, root / OCR, root / "images/train", imdb / "calculate_score"):
+        folder.mkdir(parents=True)
+    for split in ("train", "val"):
+        rows = []
+        for index in trange(parameters[f"{split}_images"], desc=f"{split} images", mininterval=2, disable=not progress):
+            rows += _write_image(index, root, split, parameters)
+        _save_imdb(imdb / f"imdb_{split}_ocr_en.npy", split, rows)
+        if split == "train":
+            sample = random.Random(parameters["seed"]).sample(rows, min(SCORE_QUESTIONS, len(rows)))
+            _save_imdb(imdb / "calculate_score/imdb_train_3k.npy", split, sample)
+    _write_words(root / "bert-base-uncased/vocab.txt", word_pieces())
+    _write_words(root / "m4c_vocabs/textvqa/fixed_answer_vocab_textvqa_5k.txt", answer_words())
+    _write_words(root / "1600-400-20/objects_vocab.txt", CLASSES)
+
+
+def _write_image(index: int, root: Path, split: str, parameters: dict) -> list[dict]:
+    """Write one image's features; return its rows of the imdb."""
+    name = image_id(parameters["seed"], split, index)
+    scene = make_scene(int(name, 16))
+    rng = random.Random(f"{name}/text")
+    width, height = scene.image.size
+    objects = np.array([thing.box for thing in scene.objects], np.float32)
+    words = sorted(
+        (word for thing in scene.objects for word in thing.words), key=lambda word: (word.box[1], word.box[0])
+    )
+    boxes = np.array([word.box for word in words], np.float32).reshape(-1, 4)
+    tokens, confidence = zip(*(misread(word.text, rng, parameters["ocr_error"]) for word in words), strict=True)
+    features = box_features(scene.image, np.concatenate([objects, carrier_boxes(scene.image, boxes)]))
+
+    path = root / OBJECTS / name
+    classes = np.array([1 + CLASSES.index(thing.name) for thing in scene.objects])  # 0 is the background
+    about = {
+        "bbox": objects,
+        "objects": classes,
+        "num_boxes": len(objects),
+        "image_width": width,
+        "image_height": height,
+    }
+    _save_features(path, features[: len(objects)], about)
+    path = root / OCR / name
+    about = {"ocr_tokens": list(tokens), "ocr_boxes": boxes, "ocr_conf": list(confidence)}
+    _save_features(path, features[len(objects) :], about | {"image_width": width, "image_height": height})
+    if index < parameters["images"]:
+        scene.image.save(root / f"images/train/{name}.jpg", quality=95, subsampling=0)
+    return _imdb_rows(scene, name, split, index, parameters["questions_per_image"], list(tokens), boxes, rng)
+
+
+def _imdb_rows(
+    scene: Scene,
+    name: str,
+    split: str,
+    index: int,
+    count: int,
+    tokens: list[str],
+    boxes: np.ndarray,
+    rng: random.Random,
+) -> list[dict]:
+    width, height = scene.image.size
+    shared = {
+        "image_id": name,
+        "image_name": name,
+        "image_path": f"train/{name}.jpg",
+        "feature_path": f"{name}.npy",
+        "image_width": width,
+        "image_height": height,
+        "image_classes": [thing.name for thing in scene.objects],
+        "set_name": split,
+        "ocr_tokens": tokens,
+        "ocr_normalized_boxes": boxes / np.array([width, height, width, height], np.float32),
+    }
+    questions = make_questions(scene, count, rng)
+    return [
+        shared
+        | {
+            "question": question.text,
+            "question_tokens": question.text.rstrip("?").split(),
+            "question_id": FIRST_QUESTION[split] + index * count + number,
+            "question_kind": question.kind,
+            "answers": human_answers(question.answer, rng),
+        }
+        for number, question in enumerate(questions)
+    ]
+
+
+def word_pieces() -> list[str]:
+    """A word-piece vocabulary at BERT's special ids: whole words of the questions and signs, then single characters."""
+    special = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    texts = [text for ways in TEMPLATES.values() for text in ways] + [*COLOURS, *CLASSES]
+    texts += [word for words in LEXICON.values() for word in words] + [str(number) for number in range(100)]
+    words = {word for text in texts for word in re.findall("[a-z]+|[0-9]+", re.sub("{.*?}", "", text))}
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    marks = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+    whole = sorted(words - set(characters))
+    return [*special, *marks, *characters, *(f"##{character}" for character in characters), *whole]
+
+
+def answer_words() -> list[str]:
+    """The fixed answer vocabulary: what is not written in the image (yes, no, colours, classes) and the brands."""
+    return ["<pad>", "<s>", "</s>", "<unk>", "yes", "no", *COLOURS, *CLASSES, *LEXICON["brand"]]
+
+
+def _save_features(path: Path, features: np.ndarray, about: dict) -> None:
+    np.save(path.with_name(f"{path.name}.npy"), features)
+    np.save(path.with_name(f"{path.name}_info.npy"), about)
+
+
+def _save_imdb(path: Path, split: str, rows: list[dict]) -> None:
+    header = {"version": 1.0, "dataset_name": "mini_textvqa", "dataset_type": split, "has_answer": True}
+    table = np.empty(len(rows) + 1, object)
+    table[:] = [header, *rows]
+    np.save(path, table)
+
+
+def _write_words(path: Path, words: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")

@@ -1,0 +1,313 @@
+"""TAP's published files -> batches of tensors for the model.
+
+Files are read when needed and a few images are kept; ``preload`` keeps everything in memory, compactly, for data sets
+that fit. A batch is gathered at once rather than collated from samples: padding and word vectors are most of it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from lfpr.tap import text
+from lfpr.tap.layout import FASTTEXT, LAYOUTS, TEXT_VOCAB, Image, ImageReader, InputSizes, read_imdb
+from lfpr.tap.pickles import DataError, existing
+
+
+class _Words:
+    """Word vectors and PHOC of the words seen, as tables that a batch gathers rows from; row 0 is padding."""
+
+    def __init__(self, embed: text.Embedding, capacity: int = 1 << 16):
+        self.embed, self.capacity = embed, capacity
+        self._clear()
+
+    def _clear(self) -> None:
+        self.rows: dict[str, int] = {}
+        self.vectors = np.zeros((1, self.embed.dim), np.float32)
+        self.phocs = np.zeros((1, text.PHOC_SIZE), np.uint8)
+
+    def __call__(self, lists: Sequence[Sequence[str]], width: int) -> tuple[np.ndarray, np.ndarray]:
+        """[B, width, dim] float32 and [B, width, 604] uint8 of B lists of words."""
+        if len(self.rows) > self.capacity:
+            self._clear()
+        new = list(dict.fromkeys(word for words in lists for word in words if word not in self.rows))
+        if new:
+            self.rows.update((word, len(self.vectors) + i) for i, word in enumerate(new))
+            self.vectors = np.concatenate([self.vectors, self.embed(new)])
+            self.phocs = np.concatenate([self.phocs, np.stack([text.phoc(word) for word in new])])
+        rows = np.zeros((len(lists), width), np.int64)
+        for row, words in zip(rows, lists, strict=True):
+            row[: len(words)] = [self.rows[word] for word in words]
+        return self.vectors[rows], self.phocs[rows]
+
+
+class TAPDataset(Dataset):
+    """Questions of a ``dataset`` ("textvqa", "stvqa") and ``split`` ("train", "val", "test", "score") under ``root``.
+
+    ``dataset[i]`` is a dict of tensors, ``dataset[[i, j, ...]]`` the same with a batch dimension: ``text`` [170]
+    int64, ``obj_features`` [100, F], ``obj_boxes`` [100, 4] relative to the image, ``num_obj``, ``ocr_fasttext`` [100,
+    300], ``ocr_phoc`` [100, 604] uint8, ``ocr_features`` [100, F], ``ocr_boxes`` [100, 4], ``num_ocr``, and ``index``,
+    the i asked for; with ``targets=True`` also ``targets`` [T, V + 100], ``previous`` [T], ``loss_mask`` [T]. Lengths
+    follow ``sizes``.
+
+    ``labels`` replaces the human answers and keeps only the questions it has: a dict (or a JSON file) from question id
+    to a predicted index sequence or an answer string, or a published ``train_pred_XXpct.npy``, itself an imdb.
+    ``indices`` or ``limit`` select questions of the imdb. ``embed`` gives the OCR word vectors; by default FastText's
+    file under ``root``. ``text_vocab`` and ``answer_vocab`` are files other than those under ``root``. ``seed``
+    samples each question's spelling anew for each ``set_epoch``; None makes LFPR's fixed choice.
+
+    Raises FileNotFoundError naming a missing file and where to get it, DataError (a ValueError) for files that do not
+    hold what they should, ValueError for bad arguments.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        dataset: str = "textvqa",
+        split: str = "train",
+        *,
+        sizes: InputSizes | None = None,
+        targets: bool = False,
+        labels: str | Path | Mapping | None = None,
+        limit: int | None = None,
+        indices: Sequence[int] | None = None,
+        embed: text.Embedding | None = None,
+        text_vocab: str | Path | None = None,
+        answer_vocab: str | Path | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if (dataset, split) not in LAYOUTS:
+            allowed = ", ".join(f"{d} {s}" for d, s in LAYOUTS)
+            raise ValueError(f"dataset, split = {dataset!r}, {split!r}: must be one of {allowed}")
+        self.root, self.layout, self.sizes = Path(root), LAYOUTS[dataset, split], sizes or InputSizes()
+        self.seed, self._embed, self._words = seed, embed, None
+        if embed is not None and embed.dim != self.sizes.fasttext_size:
+            raise ValueError(f"embed.dim = {embed.dim}: sizes.fasttext_size is {self.sizes.fasttext_size}")
+        published = isinstance(labels, str | Path) and Path(labels).suffix == ".npy"
+        self.path = Path(labels) if published else self.root / self.layout.imdb
+        records = read_imdb(self.path)
+        if indices is not None and limit is not None:
+            raise ValueError("indices and limit: give one of them")
+        chosen = range(len(records) if limit is None else limit) if indices is None else indices
+        outside = [i for i in chosen if not 0 <= i < len(records)]
+        if outside or not len(chosen):
+            asked = outside[:3] or "none"
+            raise ValueError(f"indices or limit: {self.path} has {len(records)} questions, asked for {asked}")
+        self.records = [records[i] for i in chosen]
+        self.pieces = text.WordPieces(text_vocab or self.root / TEXT_VOCAB)
+        self.vocab = text.AnswerVocab(answer_vocab or self.root / self.layout.answers)
+        self.labels = None if published or labels is None else _labels(labels)
+        if self.labels is not None:
+            self.records = [r for r in self.records if str(r["question_id"]) in self.labels]
+            if not self.records:
+                raise ValueError(f"labels: none of their {len(self.labels)} question ids is in {self.path}")
+        self.with_targets = targets
+        if targets and self.labels is None and not all(r["answers"] for r in self.records):
+            without = [r["question_id"] for r in self.records if not r["answers"]]
+            raise DataError(
+                f"{self.path}: targets need answers, {len(without)} questions have none, first {without[0]}"
+            )
+        self._read_image = ImageReader(self.root, self.layout, self.sizes, self.pieces)
+        self._images: dict[tuple, Image] = {}
+        self._questions: dict[int, tuple] = {}
+        self._capacity = 32  # images kept: successive questions often share one
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
+        if isinstance(index, int | np.integer):
+            return {name: value[0] for name, value in self._batch([int(index)]).items()}
+        return self._batch([int(i) for i in index])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose another sampled spelling per question and another order of ``batches``."""
+        self.epoch = epoch
+        self._draws = None if self.seed is None else np.random.default_rng([self.seed, epoch]).random(len(self))
+
+    def preload(self) -> "TAPDataset":
+        """Read all images and questions into memory now; returns self."""
+        self._capacity = len(self)
+        for i in range(len(self)):
+            self._question(i)
+        for start in range(0, len(self), 256):  # the words' tables
+            self.words([self.image(r).ocr_tokens for r in self.records[start : start + 256]], self.sizes.num_ocr)
+        return self
+
+    @property
+    def words(self) -> _Words:
+        if self._words is None:
+            embed = self._embed or text.FastText(self.root / FASTTEXT)
+            if embed.dim != self.sizes.fasttext_size:
+                raise ValueError(
+                    f"{FASTTEXT} has dimension {embed.dim}, sizes.fasttext_size {self.sizes.fasttext_size}"
+                )
+            self._words = _Words(embed)
+        return self._words
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """A question as people read it: ids, question, answers, OCR tokens and boxes, objects and boxes, image file."""
+        record, image = self.records[index], self.image(self.records[index])
+        shown = {key: record[key] for key in ("question_id", "question", "image_id", "answers")}
+        shown |= {"image_size": (record["image_width"], record["image_height"]), "image": self._image_file(record)}
+        shown |= {"ocr_tokens": image.ocr_tokens, "ocr_boxes": image.ocr_boxes}
+        shown |= {"object_names": image.obj_names[: len(image.obj_boxes)], "obj_boxes": image.obj_boxes}
+        return shown | ({} if self.labels is None else {"label": self.labels[str(record["question_id"])]})
+
+    def _image_file(self, record: dict) -> Path | None:
+        name = record["image_path"] or record["image_id"]
+        folders = self.root / "images", self.root
+        files = (folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".jpg", ".png"))
+        return next((file for file in files if file.is_file()), None)
+
+    def image(self, record: dict) -> Image:
+        """The objects and OCR tokens of a record's image (cached)."""
+        key = record["feature_path"], record["image_width"], record["image_height"]
+        if key not in self._images:
+            if len(self._images) >= self._capacity:
+                self._images.pop(next(iter(self._images)))
+            self._images[key] = self._read_image(record)
+        return self._images[key]
+
+    def _question(self, index: int) -> tuple[np.ndarray, text.Spellings | None]:
+        if index not in self._questions:
+            record, spelled = self.records[index], None
+            if self.with_targets:
+                label = record["answers"] if self.labels is None else self.labels[str(record["question_id"])]
+                tokens = self.image(record).ocr_tokens
+                if self.labels is None or isinstance(label, str):
+                    spelled = text.spellings([label] if isinstance(label, str) else label, tokens, self.vocab)
+                else:
+                    spelled = text.label_spellings(label, self.vocab, tokens)
+            pieces = self.pieces.encode(record["question"], self.sizes.question_tokens).astype(np.int32)
+            self._questions[index] = pieces, spelled
+        return self._questions[index]
+
+    def _batch(self, indices: list[int]) -> dict[str, Tensor]:
+        s = self.sizes
+        indices = [i + len(self) if i < 0 else i for i in indices]
+        images = [self.image(self.records[i]) for i in indices]
+        questions = [self._question(i) for i in indices]
+        parts = [q for q, _ in questions], [image.ocr_text for image in images], [image.obj_text for image in images]
+        batch = {
+            "text": np.concatenate([np.stack(part, dtype=np.int64) for part in parts], axis=1),
+            "obj_features": _pad([image.obj_features for image in images], s.num_objects),
+            "obj_boxes": _pad([image.obj_boxes for image in images], s.num_objects),
+            "num_obj": np.array([len(image.obj_boxes) for image in images]),
+            "ocr_features": _pad([image.ocr_features for image in images], s.num_ocr),
+            "ocr_boxes": _pad([image.ocr_boxes for image in images], s.num_ocr),
+            "num_ocr": np.array([len(image.ocr_tokens) for image in images]),
+            "index": np.array(indices),
+        }
+        batch["ocr_fasttext"], batch["ocr_phoc"] = self.words([image.ocr_tokens for image in images], s.num_ocr)
+        if self.with_targets:
+            steps = len(indices), s.decoding_steps
+            targets = np.zeros((*steps, len(self.vocab) + s.num_ocr), np.float32)
+            previous, mask = np.zeros(steps, np.int64), np.zeros(steps, np.float32)
+            draws = [None] * len(indices) if self._draws is None else self._draws[indices].tolist()
+            for (_, spelled), draw, *rows in zip(questions, draws, targets, previous, mask, strict=True):
+                text.write_targets(spelled, self.vocab, *rows, draw)
+            batch |= {"targets": targets, "previous": previous, "loss_mask": mask}
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def _pad(arrays: list[np.ndarray], length: int) -> np.ndarray:
+    padded = np.zeros((len(arrays), length, arrays[0].shape[1]), np.float32)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return padded
+
+
+def _labels(labels: str | Path | Mapping) -> dict[str, Any]:
+    if not isinstance(labels, Mapping):
+        path = existing(labels, "pseudo-labels: question id -> predicted indices")
+        try:
+            labels = json.loads(path.read_text())
+        except ValueError as error:
+            raise DataError(f"{path}: pseudo-labels are an .npy imdb or a JSON object, found {error}") from error
+        if not isinstance(labels, dict):
+            raise DataError(f"{path}: expected a JSON object question id -> indices, found a {type(labels).__name__}")
+    return {str(key): value for key, value in labels.items()}
+
+
+class _Order(Sampler[int]):
+    """0 ... n - 1, or a permutation that depends on the seed and the data set's epoch alone."""
+
+    def __init__(self, dataset: TAPDataset, seed: int | None) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.seed is None:
+            return iter(range(len(self)))
+        return iter(np.random.default_rng([self.seed, self.dataset.epoch]).permutation(len(self)).tolist())
+
+
+def batches(
+    dataset: TAPDataset, batch_size: int, shuffle_seed: int | None = None, drop_last: bool = False, workers: int = 0
+) -> DataLoader:
+    """A loader of batches that can be iterated again: in the same order, until ``dataset.set_epoch`` changes it."""
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size, workers = {batch_size}, {workers}: must be at least 1 and 0")
+    sampler = BatchSampler(_Order(dataset, shuffle_seed), batch_size, drop_last)
+    private = torch.Generator()  # otherwise each pass would draw from the global one
+    return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=private)
+
+
+def check(
+    root: str | Path, dataset: str = "textvqa", split: str = "train", *, limit: int | None = None, **options
+) -> dict:
+    """Read a split's files and report counts, shapes and what is wrong, instead of failing deep inside a run.
+
+    ``limit`` bounds the questions whose features are read; ``options`` are TAPDataset's. Returns
+
+    - ``questions``, ``answered`` (have answers), ``checked`` (their features were read), ``images`` (read without
+      error), ``writable`` (checked questions with an answer that vocabulary and OCR tokens can write), ``without_ocr``
+      (images);
+    - ``objects``, ``ocr_tokens``: (min, mean, max) per image; ``feature_size``; ``vocabulary``: (answers, word pieces);
+    - ``fasttext``: whether its file is there; ``bad``: records that cannot be used; ``first_bad``: why (None if all
+      can).
+    """
+    try:
+        data = TAPDataset(root, dataset, split, **options)
+    except (DataError, FileNotFoundError) as error:
+        return {"questions": 0, "bad": 1, "first_bad": str(error)}
+    counts: dict[str, tuple[int, int]] = {}
+    bad, writable = [], 0
+    for record in data.records[:limit]:
+        try:
+            image = data.image(record)
+            counts[record["feature_path"]] = len(image.obj_boxes), len(image.ocr_tokens)
+            answers = record["answers"]
+            writable += bool(answers and text.spellings(answers, image.ocr_tokens, data.vocab).sequences)
+        except (ValueError, OSError) as error:
+            bad.append(f"question {record['question_id']}: {error}")
+    objects = [objects for objects, _ in counts.values()]
+    tokens = [tokens for _, tokens in counts.values()]
+    return {
+        "questions": len(data),
+        "answered": sum(bool(record["answers"]) for record in data.records),
+        "checked": len(data.records[:limit]),
+        "images": len(counts),
+        "writable": writable,
+        "without_ocr": tokens.count(0),
+        "objects": _spread(objects),
+        "ocr_tokens": _spread(tokens),
+        "feature_size": data.sizes.feature_size,
+        "vocabulary": (len(data.vocab), len(data.pieces)),
+        "fasttext": (data.root / FASTTEXT).is_file(),
+        "bad": len(bad),
+        "first_bad": bad[0] if bad else None,
+    }
+
+
+def _spread(counts: list[int]) -> tuple[int, float, int] | None:
+    return (min(counts), sum(counts) / len(counts), max(counts)) if counts else None

@@ -1,0 +1,200 @@
+"""Where TAP's published files are and what is in them: annotations (imdb), object and OCR features of images.
+
+The layout is that of ``microsoft/TAP`` (see data/README.md). An imdb lists questions; features of an image are
+``PATH.npy`` [n, F] with boxes and names in ``PATH_info.npy``, once for objects and once for OCR. OCR tokens come from
+the latter, not from the imdb.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lfpr.tap.metrics import word_tokenize
+from lfpr.tap.pickles import DataError, existing, load_dict, load_features, load_npy
+from lfpr.tap.text import PHOC_SIZE, WordPieces, read_words
+
+TEXT_VOCAB = "bert-base-uncased/vocab.txt"
+OBJECT_NAMES = "1600-400-20/objects_vocab.txt"
+FASTTEXT = ".vector_cache/wiki.en.bin"
+
+
+@dataclass(frozen=True)
+class InputSizes:
+    """Lengths and widths of the model's inputs; the defaults are the published ones."""
+
+    question_tokens: int = 20  # word pieces
+    ocr_tokens_text: int = 100
+    obj_tokens_text: int = 50
+    num_objects: int = 100
+    num_ocr: int = 100
+    feature_size: int = 2048
+    fasttext_size: int = 300
+    phoc_size: int = PHOC_SIZE
+    decoding_steps: int = 12
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"InputSizes.{field.name} = {value!r}: must be an integer of at least 1")
+        if self.phoc_size != PHOC_SIZE:
+            raise ValueError(f"InputSizes.phoc_size = {self.phoc_size}: PHOC has {PHOC_SIZE} positions")
+
+    @property
+    def text_lengths(self) -> tuple[int, int, int]:
+        return self.question_tokens, self.ocr_tokens_text, self.obj_tokens_text
+
+
+class Layout(NamedTuple):
+    """Where one split's files are, relative to the data root."""
+
+    imdb: str
+    objects: str
+    ocr: str
+    answers: str
+
+
+def _layouts() -> dict[tuple[str, str], Layout]:
+    table = {}
+    vocab, imdb = "m4c_vocabs/{0}/fixed_answer_vocab_{0}_5k.txt", "imdb/m4c_textvqa/"
+    train = "feat_resx/train", "ocr_feat_resx/textvqa_conf/train_images", vocab.format("textvqa")
+    test = "feat_resx/test", "ocr_feat_resx/textvqa_conf/test_images", vocab.format("textvqa")
+    table["textvqa", "train"] = Layout(imdb + "imdb_train_ocr_en.npy", *train)
+    table["textvqa", "val"] = Layout(imdb + "imdb_val_ocr_en.npy", *train)
+    table["textvqa", "test"] = Layout(imdb + "imdb_test_ocr_en.npy", *test)
+    table["textvqa", "score"] = Layout(imdb + "calculate_score/imdb_train_3k.npy", *train)
+    imdb = "original_dl/ST-VQA/m4c_stvqa/"
+    train = "feat_resx/stvqa/train", "ocr_feat_resx/stvqa_conf", vocab.format("stvqa")
+    test = "feat_resx/stvqa/test_task3", "ocr_feat_resx/stvqa_conf/test_task3", vocab.format("stvqa")
+    table["stvqa", "train"] = Layout(imdb + "imdb_subtrain.npy", *train)
+    table["stvqa", "val"] = Layout(imdb + "imdb_subval.npy", *train)
+    table["stvqa", "test"] = Layout(imdb + "imdb_test_task3.npy", *test)
+    table["stvqa", "score"] = Layout(imdb + "calculate_score/imdb_train_3k.npy", *train)
+    return table
+
+
+LAYOUTS = _layouts()
+"""(dataset, split) -> Layout. ``score`` is the 3,000 training questions that LFPR computes importances from."""
+
+
+def predicted_labels(dataset: str, model: str, percent: int) -> str:
+    """Where LFPR's published pseudo-labels of ``model`` ("TAP" or "TAP12") for X % of the training questions are."""
+    folder = Path(LAYOUTS[dataset, "train"].imdb).parent
+    return f"{folder}/{model}_predicted_labels/train_pred_{percent}pct.npy"
+
+
+class Image(NamedTuple):
+    """One image's objects and OCR tokens, cut to the sizes; text is word pieces, boxes relative x1, y1, x2, y2."""
+
+    obj_features: np.ndarray  # [n, F]
+    obj_boxes: np.ndarray  # [n, 4]
+    obj_names: list[str]  # all of them
+    obj_text: np.ndarray  # [50]
+    ocr_features: np.ndarray  # [m, F]
+    ocr_boxes: np.ndarray  # [m, 4]
+    ocr_tokens: list[str]
+    ocr_text: np.ndarray  # [100]
+
+
+class ImageReader:
+    """Reads the objects and OCR tokens of images of one split, cut to ``sizes``, their names as word pieces.
+
+    ``self(record)`` -> Image; raises FileNotFoundError and DataError naming the file, what was expected and what was
+    found.
+    """
+
+    def __init__(self, root: Path, layout: Layout, sizes: InputSizes, pieces: WordPieces) -> None:
+        self.root, self.layout, self.sizes, self.pieces = root, layout, sizes, pieces
+        self._names: list[str] | None = None
+
+    def __call__(self, record: dict) -> Image:
+        scale = np.tile([1 / record["image_width"], 1 / record["image_height"]], 2)
+        objects = self.root / self.layout.objects / record["feature_path"]
+        ocr = self.root / self.layout.ocr / record["feature_path"]
+        return Image(*self._objects(objects, scale), *self._ocr(ocr, scale))
+
+    def _objects(self, path: Path, scale: np.ndarray) -> tuple:
+        features, info = _features_and_info(path, "object features", self.sizes.feature_size)
+        names = (
+            [str(name) for name in info["object_tokens"]] if "object_tokens" in info else self._class_names(path, info)
+        )
+        n = min(len(features), self.sizes.num_objects)
+        pieces = self.pieces.encode(" ".join(names), self.sizes.obj_tokens_text, first_part=False)
+        return features[:n], _boxes(path, info, "bbox", n, scale), names, pieces
+
+    def _ocr(self, path: Path, scale: np.ndarray) -> tuple:
+        features, info = _features_and_info(path, "OCR features", self.sizes.feature_size)
+        if "ocr_tokens" not in info:
+            raise DataError(f"{info_path(path)}: no 'ocr_tokens' among {sorted(info)}")
+        tokens = [word_tokenize(str(token)) for token in list(info["ocr_tokens"])[: self.sizes.num_ocr]]
+        n = len(tokens)
+        if len(features) < n:
+            raise DataError(f"{path}: {len(features)} rows of features for {n} OCR tokens in {info_path(path).name}")
+        pieces = self.pieces.encode(" ".join(tokens), self.sizes.ocr_tokens_text, first_part=False)
+        return features[:n], _boxes(path, info, "ocr_boxes", n, scale), tokens, pieces
+
+    def _class_names(self, path: Path, info: dict) -> list[str]:
+        if "objects" not in info:
+            raise DataError(f"{info_path(path)}: neither 'object_tokens' nor 'objects' among {sorted(info)}")
+        if self._names is None:  # class 0 is the background, the file begins with class 1
+            file = existing(self.root / OBJECT_NAMES, "names of object classes")
+            self._names = ["background", *read_words(file)]
+        outside = [k for k in info["objects"] if not 0 <= k < len(self._names)]
+        if outside:
+            raise DataError(
+                f"{info_path(path)}: object class {outside[0]} is not among {len(self._names)} in {OBJECT_NAMES}"
+            )
+        return [self._names[int(k)] for k in info["objects"]]
+
+
+def info_path(path: Path) -> Path:
+    """``PATH_info.npy`` beside ``PATH.npy``."""
+    return path.with_name(path.name.removesuffix(".npy") + "_info.npy")
+
+
+def _features_and_info(path: Path, what: str, width: int) -> tuple[np.ndarray, dict]:
+    return load_features(path, what, width), load_dict(info_path(path), f"boxes and names of {what}")
+
+
+def _boxes(path: Path, info: dict, key: str, n: int, scale: np.ndarray) -> np.ndarray:
+    boxes = np.asarray(info.get(key, ()), np.float32)
+    if n and (boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) < n):
+        raise DataError(f"{info_path(path)}: expected '{key}' of shape [at least {n}, 4], found {list(boxes.shape)}")
+    return (boxes[:n] * scale).astype(np.float32) if n else np.zeros((0, 4), np.float32)
+
+
+def read_imdb(path: str | Path) -> list[dict[str, Any]]:
+    """Records of an imdb, without its header row and reduced to the fields used here.
+
+    Each has ``question``, ``question_id``, ``image_id``, ``image_width``, ``image_height``, ``feature_path``,
+    ``image_path`` (or None) and ``answers`` (empty if the split has none). Raises DataError naming the first record
+    that lacks one of them.
+    """
+    rows = load_npy(path, "annotations (imdb)")
+    if rows.dtype != object or rows.ndim != 1:
+        raise DataError(f"{path}: an imdb is a list of dicts, found an array of {rows.dtype} of shape {rows.shape}")
+    start = int(len(rows) > 0 and isinstance(rows[0], dict) and "image_id" not in rows[0])
+    return [_record(row, f"{path}, record {i}") for i, row in enumerate(rows[start:], start)]
+
+
+def _record(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a dict, found {type(row).__name__}")
+    absent = {"question_id", "image_id", "image_width", "image_height"} - set(row)
+    question = row.get("question", row.get("question_str"))
+    if absent or not isinstance(question, str):
+        raise DataError(f"{where}: lacks {sorted(absent) or 'question or question_str'}; it has {sorted(row)}")
+    if min(row["image_width"], row["image_height"]) <= 0:
+        raise DataError(f"{where}: image size {row['image_width']} x {row['image_height']}")
+    answers = next((row[key] for key in ("answers", "valid_answers", "all_answers") if key in row), ())
+    answers = [str(answer) for answer in answers if answer != "<copy>"]  # a marker in older files
+    record = {key: row[key] for key in ("question_id", "image_id", "image_width", "image_height")}
+    features = row.get("feature_path") or f"{row['image_id']}.npy"
+    return record | {
+        "question": question,
+        "answers": answers,
+        "feature_path": features,
+        "image_path": row.get("image_path"),
+    }

@@ -1,0 +1,203 @@
+"""Costs against counted parameters and FLOPs; searches against the published masks and brute force."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import small_models as small
+import torch
+import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from lfpr.cost import LinearCost, MacCost, ParameterCost
+from lfpr.encoder import prunable
+from lfpr.gradients import MaskGradients
+from lfpr.importance import magnitude, random_importance
+from lfpr.masks import Importance, Masks
+from lfpr.search import BudgetError, search, search_proportional, search_threshold
+from lfpr.shrink import shrink
+from lfpr.tap.model import TAP, TAPConfig
+
+
+def published(name):
+    arrays = np.load(small.REFERENCE / f"{name}_seed7.npz")
+    gradients = MaskGradients(torch.from_numpy(arrays["head_grads"]), torch.from_numpy(arrays["neuron_grads"]))
+    return arrays, gradients.importance()
+
+
+@pytest.fixture(scope="module")
+def mmt():
+    with torch.device("meta"):
+        return prunable(TAP(TAPConfig(text_layers=0, mmt_layers=2, text_vocab_size=9, num_answers=9)))
+
+
+def same(masks, heads, neurons):
+    return (masks.heads.numpy() == heads).all() and (masks.neurons.numpy() == neurons).all()
+
+
+def test_lfpr_masks_equal_the_published_ones(mmt):
+    _, importance = published("tap_forward")
+    expected, cost = np.load(small.REFERENCE / "tap_masks_seed7.npz"), ParameterCost(mmt, accounting="published")
+    assert cost.full == expected["full_params"]
+    names = [name.removesuffix("_head") for name in expected if name.endswith("_head")]
+    assert len(names) == 13
+    for name in names:
+        kind, value = name.split("_")
+        masks = search(importance, cost, float(value)) if kind == "sum" else search_threshold(importance, float(value))
+        neurons = np.unpackbits(expected[f"{name}_neuron"]).reshape(2, 3072)
+        assert same(masks, expected[f"{name}_head"], neurons), name
+
+
+def test_published_accounting_overshoots_and_the_exact_one_never_does(mmt):
+    _, importance = published("tap_forward")
+    exact, loose = ParameterCost(mmt), ParameterCost(mmt, accounting="published")
+    for constraint in (0.2, 0.4, 0.6, 0.8):
+        assert exact.fraction(search(importance, loose, constraint)) > constraint
+        assert constraint - 1e-3 < exact.fraction(search(importance, exact, constraint)) <= constraint
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("bert", 24), ("clip", 17)])
+def test_mac_masks_equal_the_published_ones(name, tokens):
+    arrays, importance = published(name)
+    model = small.reference_bert() if name == "bert" else small.reference_clip().vision_model
+    cost = MacCost(prunable(model), tokens)
+    for constraint in (0.3, 0.5, 0.7):
+        masks = search(importance, cost, constraint, published=True)
+        assert same(masks, arrays[f"mac_{constraint}_head"], arrays[f"mac_{constraint}_neuron"])
+        assert cost.fraction(masks) == pytest.approx(arrays[f"mac_{constraint}_fraction"].item(), rel=1e-6)
+        if name == "bert":
+            teacher = search(importance, cost, constraint**0.5, published=True)
+            assert same(teacher, arrays[f"teacher_{constraint}_head"], arrays[f"teacher_{constraint}_neuron"])
+
+
+@pytest.mark.parametrize(
+    ("name", "patch"), [("patch16_0.4_seed_1", 16), ("patch16_0.75_seed_1", 16), ("patch32_0.5_seed_501", 32)]
+)
+def test_macs_of_the_published_clip_masks(name, patch):
+    folder = small.REFERENCE / "published_clip_masks" / f"clip-vit-base-{name}"
+    with torch.device("meta"):
+        tower = hf.CLIPVisionModel(hf.CLIPVisionConfig(patch_size=patch))
+    cost = MacCost(prunable(tower), (224 // patch) ** 2 + 1)
+    fraction = cost.fraction(Masks.from_published(folder / "head_mask.pt", folder / "neuron_mask.pt"))
+    assert round(fraction, 4) == float(name.split("_")[1])
+
+
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_costs_equal_what_is_counted_in_the_shrunk_model(family):
+    model, inputs = small.build(family), small.batch(family)
+    encoder = prunable(model)
+    masks = small.random_masks(encoder, 4)
+    pruned = shrink(model, masks)
+    assert ParameterCost(encoder).kept(masks) == prunable(pruned).num_parameters
+    assert ParameterCost(encoder).full == encoder.num_parameters == ParameterCost(prunable(pruned)).full
+    tokens = small.forward(model, inputs).shape[1]
+    pruned.set_attn_implementation("eager")  # the counter does not know the fused attention of CPUs
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small.forward(pruned, inputs)
+    layer = re.compile(re.escape(f".{prunable(pruned).path}.") + r"\d+$")
+    flops = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if layer.search(name))
+    assert flops == 2 * 3 * MacCost(encoder, tokens).kept(masks)
+
+
+scores = st.lists(st.integers(0, 5).map(float), min_size=18, max_size=18)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, st.integers(0, 20), st.integers(1, 9), st.integers(1, 9), st.floats(0.02, 1.0))
+def test_search_is_optimal_and_within_the_constraint(values, fixed, head, neuron, constraint):
+    importance = Importance(torch.tensor(values[:6]).view(2, 3), torch.tensor(values[6:]).view(2, 6))
+    cost = LinearCost("units", fixed + 6 * head + 12 * neuron, fixed, head, neuron)
+    heads, neurons = (sorted(part, reverse=True) for part in (values[:6], values[6:]))
+    totals = [
+        sum(heads[:h]) + sum(neurons[:n])
+        for h, n in itertools.product(range(7), range(13))
+        if cost.of(h, n) / cost.full <= constraint
+    ]
+    if not totals:
+        for find in (search, search_proportional):
+            with pytest.raises(BudgetError) as error:
+                find(importance, cost, constraint)
+            assert error.value.smallest == fixed / cost.full > constraint
+        return
+    masks = search(importance, cost, constraint)
+    assert cost.fraction(masks) <= constraint
+    assert (importance.heads * masks.heads).sum() + (importance.neurons * masks.neurons).sum() == max(totals)
+    assert search(importance, cost, constraint).equal(masks)
+    together = search_proportional(importance, cost, constraint)
+    h, n = sum(together.heads_kept), sum(together.neurons_kept)
+    assert cost.fraction(together) <= constraint
+    assert h in (n * 6 // 12, (n * 6 + 5) // 12) or n == h * 12 // 6
+    assert constraint < 1 or (h, n) == (6, 12)
+
+
+def test_more_budget_never_means_less_importance():
+    _, importance = published("bert")
+    cost = ParameterCost(prunable(small.reference_bert()))
+    totals = []
+    for constraint in np.linspace(0.05, 1, 40):
+        masks = search(importance, cost, constraint)
+        totals.append(((importance.heads * masks.heads).sum() + (importance.neurons * masks.neurons).sum()).item())
+    assert totals == sorted(totals)
+    assert totals[-1] == pytest.approx((importance.heads.sum() + importance.neurons.sum()).item())
+
+
+def test_the_published_search_exceeds_a_budget_that_ours_keeps():
+    importance = Importance(torch.tensor([[9.0, 8.0, 7.0]]), torch.tensor([[1.0, 1.0]]))
+    cost = LinearCost("units", 3 * 10 + 2, 0, 10, 1)
+    assert cost.fraction(search(importance, cost, 0.5, published=True)) > 0.5
+    assert search(importance, cost, 0.5).heads.tolist() == [[1, 0, 0]]
+
+
+def test_a_constraint_met_exactly_in_decimal_is_spent_wholly():
+    cost = LinearCost("units", 10, 0, 1, 1)
+    for tenths in range(1, 11):
+        masks = search(Importance(torch.ones(1, 4), torch.ones(1, 6)), cost, tenths / 10)
+        assert cost.kept(masks) == tenths
+
+
+def test_zero_scores_and_ties_are_taken_in_order():
+    cost = LinearCost("units", 8, 0, 1, 1)
+    zero = search(Importance(torch.zeros(2, 2), torch.zeros(2, 2)), cost, 0.25)
+    assert zero.heads_kept == [0, 0] and zero.neurons.tolist() == [[1, 1], [0, 0]]
+    even = search_proportional(Importance(torch.ones(2, 2), torch.ones(2, 2)), cost, 0.5)
+    assert even.heads.tolist() == even.neurons.tolist() == [[1, 1], [0, 0]]
+
+
+def test_bad_scores_and_constraints_are_refused():
+    cost = LinearCost("units", 4, 0, 1, 1)
+    good = Importance(torch.ones(1, 2), torch.ones(1, 2))
+    for find in (search, search_proportional):
+        for constraint in (0, -0.1, 1.01, float("nan")):
+            with pytest.raises(ValueError, match=f"constraint = {constraint}"):
+                find(good, cost, constraint)
+        with pytest.raises(ValueError, match=r"importance\.heads: 1 scores are NaN"):
+            find(Importance(torch.tensor([[1.0, float("nan")]]), torch.ones(1, 2)), cost, 0.5)
+        with pytest.raises(ValueError, match=r"importance\.neurons: 2 scores are negative"):
+            find(Importance(torch.ones(1, 2), -torch.ones(1, 2)), cost, 0.5)
+    for percentile in (-1, 100, float("nan")):
+        with pytest.raises(ValueError, match="percentile"):
+            search_threshold(good, percentile)
+    encoder = prunable(small.build("bert"))
+    with pytest.raises(ValueError, match="accounting = 'loose'"):
+        ParameterCost(encoder, accounting="loose")
+    with pytest.raises(ValueError, match="sequence_length = 0"):
+        MacCost(encoder, 0)
+
+
+def test_magnitude_and_random_scores():
+    model = small.build("bert")
+    with torch.no_grad():
+        model.encoder.layer[1].attention.self.value.weight[12:24] *= 10
+        model.encoder.layer[2].output.dense.weight[:, 5] *= 10
+    scores = magnitude(prunable(model))
+    assert scores.heads.argmax() == 1 * 4 + 1 and scores.neurons.argmax() == 2 * 40 + 5
+    layer = model.encoder.layer[0]
+    total = sum(p.double().square().sum() for n, p in layer.named_parameters() if "weight" in n and "Norm" not in n)
+    torch.testing.assert_close(scores.heads[0].sum() + scores.neurons[0].sum(), total)
+    a, b, c = (random_importance(prunable(model), seed) for seed in (1, 1, 2))
+    assert a.equal(b) and not a.equal(c)
+    masks = search_proportional(a, ParameterCost(prunable(model)), 0.5)
+    assert sum(masks.heads_kept) == 5 and sum(masks.neurons_kept) in range(50, 60)
