@@ -21,12 +21,13 @@ setup: .venv/.done
 	touch .venv/.done
 
 paper: setup
-	$(PY) -m snakemake --snakefile workflow/Snakefile --cores $(JOBS) --rerun-incomplete --keep-going --config grid=$(GRID)
+	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --cores $(JOBS) --rerun-incomplete --keep-going --config grid=$(GRID)
 
 test: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest
+	$(PY) -m pytest tests
+	TQDM_DISABLE=1 $(PY) -m pytest --nbval --nbval-current-env notebooks
 
 lab: setup
 	$(PY) -m jupyterlab --notebook-dir=notebooks

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,16 @@ class MaskGradients(PerLayer):
 
     _ndim = 3
 
-    def importance(self) -> Importance:
-        """Sum of squares over B, in float64."""
-        return Importance(self.heads.double().square().sum(0), self.neurons.double().square().sum(0))
+    def importance(self, kind: Literal["squared", "absolute"] = "squared") -> Importance:
+        """Sum over B, in float64, of squared gradients (Fisher information) or of absolute ones (the absolute loss
+        gradient of Michel, Levy and Neubig, NeurIPS 2019). Raises ValueError for another kind."""
+        if kind not in ("squared", "absolute"):
+            raise ValueError(f"kind = {kind!r}: must be 'squared' or 'absolute'")
+        heads, neurons = (
+            (part.square() if kind == "squared" else part.abs()).sum(0)
+            for part in (self.heads.double(), self.neurons.double())
+        )
+        return Importance(heads, neurons)
 
 
 def collect_gradients(

@@ -85,7 +85,7 @@ def retrain(
     log, start = [], time.perf_counter()
     try:
         with encoder.masked(masks):
-            for i, batch in enumerate(tqdm(batches, desc="retrain", disable=not progress)):
+            for i, batch in enumerate(tqdm(batches, desc="retrain") if progress else batches):
                 value = loss(batch)
                 if not value.isfinite():
                     raise FloatingPointError(f"the loss of iteration {i} is {value.item()}; lower lr or mask_lr")

@@ -8,11 +8,14 @@ vector operation.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .cost import LinearCost
+from .latency import LatencyCost
 from .masks import Importance, Masks
 
 
@@ -22,36 +25,55 @@ class BudgetError(ValueError):
     def __init__(self, constraint: float, smallest: float, unit: str) -> None:
         super().__init__(
             f"constraint = {constraint}: cannot be reached, {smallest:.6f} of the {unit} remain "
-            "when all heads and neurons are removed"
+            "when all heads and neurons that may go are removed"
         )
         self.constraint, self.smallest = constraint, smallest
 
 
-def search(importance: Importance, cost: LinearCost, constraint: float, published: bool | None = None) -> Masks:
+def search(
+    importance: Importance,
+    cost: LinearCost | LatencyCost,
+    constraint: float,
+    published: bool | None = None,
+    multiple_of: int = 1,
+    min_heads: int = 0,
+    min_neurons: int = 0,
+) -> Masks:
     """The masks of largest total importance that cost at most `constraint` of the full cost.
 
-    Returns 0/1 masks [L, H] and [L, N]. Equal scores are taken in the order of layer and index, equal totals with the
-    fewest heads; so the result is deterministic. Raises ValueError for a constraint outside (0, 1] or a score that is
-    negative, NaN or infinite, and `BudgetError` if even the empty mask costs too much.
+    Returns 0/1 masks [L, H] and [L, N]. Every layer keeps at least `min_heads` heads and `min_neurons` neurons, and a
+    multiple of `multiple_of` neurons (a divisor of N; 8 or 64 suit most hardware): the best masks of that kind. Equal
+    scores are taken in the order of layer and index, equal totals with the fewest heads; so the result is
+    deterministic. A `LatencyCost` is searched by `search_latency`.
+
+    Raises ValueError for a constraint outside (0, 1], a score that is negative, NaN or infinite, or widths that layers
+    cannot have, and `BudgetError` if even the smallest masks cost too much.
 
     `published` (by default, what the cost says) follows the published code: at least one head is kept, and the
     constraint is exceeded where the heads alone cost more than it allows.
     """
-    _check_constraint(constraint)
-    heads, neurons = _descending("heads", importance.heads), _descending("neurons", importance.neurons)
+    if isinstance(cost, LatencyCost):
+        from .latency_search import search_latency  # which needs this module
+
+        return search_latency(importance, cost, constraint, published, multiple_of, min_heads, min_neurons)
+    check_constraint(constraint)
     published = cost.published if published is None else published
-    count = np.arange(1 if published else 0, len(heads) + 1)  # numbers of heads to try
+    check_widths(importance, published, multiple_of, min_heads, min_neurons)
+    heads = _ranked("heads", importance.heads, 1, min_heads)
+    neurons = _ranked("neurons", importance.neurons, multiple_of, min_neurons)
+    count = np.arange(1 if published else heads.forced, len(heads.index) + 1)  # numbers of heads to try
+    step = cost.neuron * multiple_of
     if published:
-        rest = (constraint * cost.full - cost.fixed - cost.head * count) / cost.neuron
+        rest = (constraint * cost.full - cost.fixed - cost.head * count) / step
         affordable = np.maximum(0, rest.astype(np.int64))
     else:
-        budget = _budget(cost, constraint)
-        count = count[cost.fixed + cost.head * count <= budget]
-        affordable = (budget - cost.fixed - cost.head * count) // cost.neuron
-    affordable = np.minimum(affordable, len(neurons))
-    total = _cumulative(importance.heads, heads)[count] + _cumulative(importance.neurons, neurons)[affordable]
+        budget = _budget(cost, constraint, cost.head * heads.forced + step * neurons.forced)
+        count = count[cost.fixed + cost.head * count + step * neurons.forced <= budget]
+        affordable = (budget - cost.fixed - cost.head * count) // step
+    affordable = np.minimum(affordable, len(neurons.index))
+    total = heads.total[count] + neurons.total[affordable]
     best = int(total.argmax())  # the first of the largest
-    return _keep(importance, heads[: count[best]], neurons[: affordable[best]])
+    return keep(importance, heads.index[: count[best]], neurons.index[: affordable[best]])
 
 
 def search_proportional(importance: Importance, cost: LinearCost, constraint: float) -> Masks:
@@ -60,8 +82,13 @@ def search_proportional(importance: Importance, cost: LinearCost, constraint: fl
     Heads are ranked among heads and neurons among neurons, so the two scores need no common scale: the allocation for
     magnitude and random scores, which `search` would spend on neurons alone. Raises as `search`.
     """
-    _check_constraint(constraint)
-    heads, neurons = _descending("heads", importance.heads), _descending("neurons", importance.neurons)
+    check_constraint(constraint)
+    if not isinstance(cost, LinearCost):
+        raise ValueError(f"cost: expected a cost that counts heads and neurons, found {type(cost).__name__}")
+    heads, neurons = (
+        _ranked(name, part, 1, 0).index[:, 0]
+        for name, part in (("heads", importance.heads), ("neurons", importance.neurons))
+    )
     budget = _budget(cost, constraint)
     # proportions at which one more head, or one more neuron, is kept
     by_neuron, by_head = np.arange(len(neurons) + 1), np.arange(len(heads) + 1)
@@ -69,7 +96,7 @@ def search_proportional(importance: Importance, cost: LinearCost, constraint: fl
     num_heads = np.concatenate([by_neuron * len(heads) // len(neurons), by_head])
     spent = cost.fixed + cost.head * num_heads + cost.neuron * num_neurons
     best = int(np.where(spent <= budget, spent, -1).argmax())
-    return _keep(importance, heads[: num_heads[best]], neurons[: num_neurons[best]])
+    return keep(importance, heads[: num_heads[best]], neurons[: num_neurons[best]])
 
 
 def search_threshold(importance: Importance, percentile: float) -> Masks:
@@ -80,51 +107,81 @@ def search_threshold(importance: Importance, percentile: float) -> Masks:
     """
     if not 0 <= percentile < 100:
         raise ValueError(f"percentile = {percentile}: must be in [0, 100)")
-    heads, neurons = _scores("heads", importance.heads), _scores("neurons", importance.neurons)
+    heads, neurons = _scores("heads", importance.heads).ravel(), _scores("neurons", importance.neurons).ravel()
     threshold = np.percentile(np.concatenate([heads, neurons]), percentile)
-    return _keep(importance, np.flatnonzero(heads > threshold), np.flatnonzero(neurons > threshold))
+    return keep(importance, np.flatnonzero(heads > threshold), np.flatnonzero(neurons > threshold))
 
 
-def _check_constraint(constraint: float) -> None:
+@dataclass(frozen=True)
+class _Ranked:
+    """Groups of parts in the order in which they are kept; the first `forced` groups always are."""
+
+    index: np.ndarray  # [groups, parts of a group], flat
+    total: np.ndarray  # [groups + 1], importance of the first 0, 1, 2, ... groups
+    forced: int
+
+
+def _ranked(name: str, scores: Tensor, size: int, minimum: int) -> _Ranked:
+    """Groups of `size` parts of one layer, the layer's best together, by their importance; equal ones in order."""
+    scores = positive(name, scores)
+    num_layers, width = scores.shape
+    within = np.argsort(-scores, axis=1, kind="stable")
+    index = (within + np.arange(num_layers)[:, None] * width).reshape(-1, size)
+    value = np.take_along_axis(scores, within, 1).reshape(-1, size).sum(1)
+    forced = np.arange(len(index)) % (width // size) < -(-minimum // size)
+    order = np.lexsort((-value, ~forced))  # stable
+    return _Ranked(index[order], np.concatenate([[0.0], value[order].cumsum()]), int(forced.sum()))
+
+
+def check_constraint(constraint: float) -> None:
+    """ValueError unless the constraint is in (0, 1]."""
     if not 0 < constraint <= 1:
         raise ValueError(f"constraint = {constraint}: must be in (0, 1]")
 
 
-def _budget(cost: LinearCost, constraint: float) -> int:
+def check_widths(importance: Importance, published: bool, multiple_of: int, min_heads: int, min_neurons: int) -> None:
+    """ValueError for widths that layers cannot have, or that the published search does not know."""
+    num_heads, num_neurons = importance.heads.shape[1], importance.neurons.shape[1]
+    if multiple_of < 1 or num_neurons % multiple_of:
+        raise ValueError(f"multiple_of = {multiple_of}: must divide the {num_neurons} neurons of a layer")
+    for name, value, most in (("min_heads", min_heads, num_heads), ("min_neurons", min_neurons, num_neurons)):
+        if not 0 <= value <= most:
+            raise ValueError(f"{name} = {value}: must be from 0 to {most}")
+    if published and (multiple_of, min_heads, min_neurons) != (1, 0, 0):
+        raise ValueError("published = True: the published search has no multiple_of, min_heads or min_neurons")
+
+
+def _budget(cost: LinearCost, constraint: float, least: int = 0) -> int:
     """The largest whole cost whose fraction is at most the constraint, whatever the rounding of the product."""
     budget = int(constraint * cost.full) + 1
     while budget / cost.full > constraint:
         budget -= 1
-    if budget < cost.fixed:
-        raise BudgetError(constraint, cost.fixed / cost.full, cost.unit)
+    if budget < cost.fixed + least:
+        raise BudgetError(constraint, (cost.fixed + least) / cost.full, cost.unit)
     return budget
 
 
 def _scores(name: str, scores: Tensor) -> np.ndarray:
-    flat = scores.detach().double().cpu().flatten().numpy()
-    if not np.isfinite(flat).all():
-        raise ValueError(f"importance.{name}: {np.count_nonzero(~np.isfinite(flat))} scores are NaN or infinite")
-    return flat
+    found = scores.detach().double().cpu().numpy()
+    if not np.isfinite(found).all():
+        raise ValueError(f"importance.{name}: {np.count_nonzero(~np.isfinite(found))} scores are NaN or infinite")
+    return found
 
 
-def _descending(name: str, scores: Tensor) -> np.ndarray:
-    """Flat indices, most important first; equal scores in order."""
-    flat = _scores(name, scores)
-    if (flat < 0).any():
-        raise ValueError(f"importance.{name}: {np.count_nonzero(flat < 0)} scores are negative")
-    return np.argsort(-flat, kind="stable")
+def positive(name: str, scores: Tensor) -> np.ndarray:
+    """Scores as float64; ValueError if one is negative, NaN or infinite."""
+    found = _scores(name, scores)
+    if (found < 0).any():
+        raise ValueError(f"importance.{name}: {np.count_nonzero(found < 0)} scores are negative")
+    return found
 
 
-def _cumulative(scores: Tensor, order: np.ndarray) -> np.ndarray:
-    """Total importance of the first 0, 1, 2, ... parts."""
-    return np.concatenate([[0.0], _scores("", scores)[order].cumsum()])
-
-
-def _keep(importance: Importance, heads: np.ndarray, neurons: np.ndarray) -> Masks:
+def keep(importance: Importance, heads: np.ndarray, neurons: np.ndarray) -> Masks:
+    """Masks of the shape of `importance` that keep parts by their flat indices."""
     masks = Masks(
         torch.zeros(importance.heads.shape, device=importance.heads.device),
         torch.zeros(importance.neurons.shape, device=importance.neurons.device),
     )
-    masks.heads.view(-1)[torch.from_numpy(heads)] = 1
-    masks.neurons.view(-1)[torch.from_numpy(neurons)] = 1
+    masks.heads.view(-1)[torch.from_numpy(heads.ravel())] = 1
+    masks.neurons.view(-1)[torch.from_numpy(neurons.ravel())] = 1
     return masks

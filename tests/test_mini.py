@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lfpr.mini import datasets
-from lfpr.mini.datasets import answer_words, image_id, word_pieces, write_textvqa
+from lfpr.mini.datasets import SCENE, answer_words, image_id, word_pieces, write_textvqa
 from lfpr.mini.features import FEATURE_SIZE, box_features, carrier_boxes
 from lfpr.mini.questions import MAX_QUESTIONS, TEMPLATES, human_answers, make_questions, misread
 from lfpr.mini.scenes import CLASSES, COLOURS, LEXICON, make_scene
@@ -246,7 +246,7 @@ def _imdb(root, split):
 
 def test_textvqa_describes_the_scene_of_its_id(root):
     for row in load_npy(_imdb(root, "val"), "imdb")[1:]:
-        scene = make_scene(int(row["image_id"], 16))
+        scene = make_scene(int(row["image_id"], 16), **SCENE)
         assert row["image_classes"] == [thing.name for thing in scene.objects]
         words = {word.box: word.text for thing in scene.objects for word in thing.words}
         boxes = [tuple(box) for box in (row["ocr_normalized_boxes"] * 128).tolist()]

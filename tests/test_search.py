@@ -133,6 +133,47 @@ def test_search_is_optimal_and_within_the_constraint(values, fixed, head, neuron
     assert constraint < 1 or (h, n) == (6, 12)
 
 
+@settings(max_examples=60, deadline=None)
+@given(scores, st.integers(0, 20), st.integers(1, 9), st.integers(1, 9), st.floats(0.1, 1.0), st.integers(0, 11))
+def test_widths_for_hardware_are_the_best_of_their_kind(values, fixed, head, neuron, constraint, kind):
+    multiple, min_heads, min_neurons = (1, 2, 3)[kind % 3], kind % 2, kind // 3
+    importance = Importance(torch.tensor(values[:6]).view(2, 3), torch.tensor(values[6:]).view(2, 6))
+    cost = LinearCost("units", fixed + 6 * head + 12 * neuron, fixed, head, neuron)
+    tops = [np.r_[0, np.sort(row)[::-1].cumsum()] for part in (importance.heads, importance.neurons) for row in part]
+    widths = itertools.product(*[range(min_heads, 4)] * 2, *[range(0, 7, multiple)] * 2)
+    allowed = [w for w in widths if min(w[2:]) >= min_neurons]
+    totals = [
+        sum(top[width] for top, width in zip(tops, w, strict=True))
+        for w in allowed
+        if cost.of(w[0] + w[1], w[2] + w[3]) / cost.full <= constraint
+    ]
+    arguments = {"multiple_of": multiple, "min_heads": min_heads, "min_neurons": min_neurons}
+    if not totals:
+        with pytest.raises(BudgetError) as error:
+            search(importance, cost, constraint, **arguments)
+        least = min(cost.of(w[0] + w[1], w[2] + w[3]) for w in allowed)
+        assert error.value.smallest == least / cost.full
+        return
+    masks = search(importance, cost, constraint, **arguments)
+    assert cost.fraction(masks) <= constraint
+    assert (importance.heads * masks.heads).sum() + (importance.neurons * masks.neurons).sum() == max(totals)
+    assert min(masks.heads_kept) >= min_heads and min(masks.neurons_kept) >= min_neurons
+    assert all(n % multiple == 0 for n in masks.neurons_kept)
+
+
+def test_bad_widths_are_refused():
+    cost, importance = LinearCost("units", 4, 0, 1, 1), Importance(torch.ones(1, 2), torch.ones(1, 6))
+    for arguments, message in (
+        ({"multiple_of": 4}, "multiple_of = 4: must divide the 6 neurons of a layer"),
+        ({"multiple_of": 0}, "multiple_of = 0"),
+        ({"min_heads": 3}, "min_heads = 3: must be from 0 to 2"),
+        ({"min_neurons": -1}, "min_neurons = -1: must be from 0 to 6"),
+        ({"min_heads": 1, "published": True}, "published = True: the published search has no multiple_of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search(importance, cost, 0.5, **arguments)
+
+
 def test_more_budget_never_means_less_importance():
     _, importance = published("bert")
     cost = ParameterCost(prunable(small.reference_bert()))

@@ -321,6 +321,7 @@ BOX = np.zeros((2, 4))
     [
         ("objects", "", np.zeros((2, 4)), r"expected numbers of shape \[n, 5\], found float64 \[2, 4\]"),
         ("objects", "", np.array([["x"] * 5]), "expected numbers"),
+        ("ocr", "", np.full((2, 5), np.nan), "10 numbers are NaN or infinite"),
         ("objects", "_info", {"objects": [1, 2]}, "expected 'bbox' of shape"),
         ("objects", "_info", {"objects": [1, 9], "bbox": BOX}, "object class 9"),
         ("objects", "_info", {"bbox": BOX}, "neither 'object_tokens' nor 'objects'"),

@@ -117,9 +117,7 @@ class ImageReader:
 
     def _objects(self, path: Path, scale: np.ndarray) -> tuple:
         features, info = _features_and_info(path, "object features", self.sizes.feature_size)
-        names = (
-            [str(name) for name in info["object_tokens"]] if "object_tokens" in info else self._class_names(path, info)
-        )
+        names = self._class_names(path, info) if "object_tokens" not in info else list(map(str, info["object_tokens"]))
         n = min(len(features), self.sizes.num_objects)
         pieces = self.pieces.encode(" ".join(names), self.sizes.obj_tokens_text, first_part=False)
         return features[:n], _boxes(path, info, "bbox", n, scale), names, pieces

@@ -276,7 +276,7 @@ class TAP(nn.Module):
         return Encoded(x, valid, num_ocr, slots)
 
     def forward(self, batch: Batch, previous: Tensor) -> Tensor:
-        """Teacher-forced scores [B, T, V + num_ocr] after the answers so far, ``previous`` [B, T], which begin with BOS."""
+        """Teacher-forced scores [B, T, V + num_ocr] after the answers so far, ``previous`` [B, T], BOS first."""
         return self.score(self.encode(batch), previous)
 
     def score(self, encoded: Encoded, previous: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def load_dict(path: str | Path, what: str) -> dict:
 
 
 def load_features(path: str | Path, what: str, width: int) -> np.ndarray:
-    """Features [n, width] as float32 from an ``.npy`` file. Raises as ``load_npy``, and DataError for another shape."""
+    """Features [n, width] as float32 from an ``.npy`` file. As ``load_npy``, and DataError for a wrong shape or NaN."""
     array = load_npy(path, what)
     if array.size == 0:  # an image without boxes, whatever shape its writer chose
         return np.zeros((0, width), np.float32)
@@ -130,4 +130,8 @@ def load_features(path: str | Path, what: str, width: int) -> np.ndarray:
         raise DataError(
             f"{path} ({what}): expected numbers of shape [n, {width}], found {array.dtype} {list(array.shape)}; {WHERE}"
         )
-    return array.astype(np.float32, copy=False)
+    array = array.astype(np.float32, copy=False)
+    broken = np.count_nonzero(~np.isfinite(array))
+    if broken:
+        raise DataError(f"{path} ({what}): {broken} numbers are NaN or infinite; {WHERE}")
+    return array

@@ -1,0 +1,140 @@
+"""The experiments end to end on a little data, and what they say to bad input."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lfpr
+from lfpr.experiments import EXPERIMENTS, SHIPPED, open_experiment
+from lfpr.tap.checkpoint import CheckpointError
+
+SMALL = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch": 20, "retrain_batch": 16}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def tap(runs):
+    return open_experiment("tap-textvqa", runs=runs, **SMALL)
+
+
+def test_shipped_baselines_are_small_and_say_how_they_were_made():
+    for name in EXPERIMENTS:
+        about = json.loads((SHIPPED / f"{name}.json").read_text())
+        assert {"config", "recipe", "score", "minutes"} <= set(about) and about["score"] >= 0.75
+        assert (SHIPPED / f"{name}.safetensors").stat().st_size <= 4e6
+
+
+def test_baseline_answers_well_on_new_questions(tap):
+    baseline = tap.baseline().result
+    assert baseline["questions"] == 64 and baseline["score"] > 0.6
+
+
+def test_pruning_keeps_the_budget_and_the_masked_model(tap):
+    stage = tap.prune("label-free", constraint=0.4)
+    assert stage.result["fraction"] <= 0.4 and stage.result["largest_difference"] < 1e-3
+    masks, small = lfpr.Masks.load(stage.folder / "masks.safetensors"), lfpr.load_pruned(stage.folder / "model")
+    assert masks.heads_kept == stage.result["heads"] == lfpr.prunable(small).heads_per_layer
+    assert tap.evaluate(small)["score"] == stage.result["score"]
+
+
+def test_a_finished_stage_is_not_computed_again(tap, monkeypatch):
+    first = tap.prune("label-free", constraint=0.4)
+    monkeypatch.setattr(tap.runs, "_build", None)  # a build would fail
+    assert tap.prune("label-free", constraint=0.4) == first
+    with pytest.raises(TypeError):
+        tap.prune("label-free", constraint=0.41)
+
+
+def test_retraining_trains_what_it_should(tap):
+    pruned = tap.prune("label-free", constraint=0.4)
+    stage = tap.retrain("label-free", constraint=0.4, percent=50, last_layers=1)
+    assert stage.result["heads"] == pruned.result["heads"] and stage.result["iterations"] == 3
+    log = json.loads((stage.folder / "log.json").read_text())
+    assert [row["iteration"] for row in log] == [1, 2, 3] and all(row["loss"] > 0 for row in log)
+    values = lfpr.Masks.load(stage.folder / "masks.safetensors")
+    before = lfpr.Masks.load(pruned.folder / "masks.safetensors")
+    assert ((values.heads != 0) == (before.heads != 0)).all() and not torch.equal(values.neurons, before.neurons)
+    old, new = (load_file(s.folder / "model" / "model.safetensors") for s in (pruned, stage))
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    last = [name for name in old if name.startswith("mmt.encoder.layer.3.") and name.endswith("weight")]
+    assert {"classifier.module.weight", "ocr_ptr_net.key.weight", *last} <= changed
+    # of frozen layers, only the output projections change: the mask values are folded into them
+    frozen = {name for name in changed if not name.startswith(("classifier", "ocr_ptr_net", "mmt.encoder.layer.3."))}
+    assert frozen and all(name.endswith(("attention.output.dense.weight", "output.dense.weight")) for name in frozen)
+
+
+def test_methods_and_heuristics(tap):
+    for method in ("fisher", "magnitude", "random"):
+        assert 0.35 < tap.prune(method, constraint=0.4).result["fraction"] <= 0.4
+    halved = tap.prune("label-free", "threshold", percentile=50).result
+    kept = sum(halved["heads"]) + sum(halved["neurons"])
+    assert kept == (48 + 4 * 384) / 2
+
+
+def test_pseudo_labels_are_the_unpruned_models_answers(tap):
+    labels = json.loads((tap.pseudo_labels().folder / "labels.json").read_text())
+    data = tap.data("train", limit=8)
+    predictions = tap.model.generate(data[list(range(8))])[1].tolist()
+    eos = tap.config.eos_index
+    for record, row in zip(data.records, predictions, strict=True):
+        label = labels[str(record["question_id"])]
+        end = row.index(eos)
+        assert label[: end + 1] == row[: end + 1]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"experiment": "tap-vizwiz"}, r"experiment = 'tap-vizwiz': must be one of \['tap-textvqa'"),
+        ({"profile": "tiny"}, r"profile = 'tiny': must be one of \['mini', 'full'\]"),
+        ({"profile": "full"}, "needs data_root .* and checkpoint"),
+        ({"num_sample": 3}, r"unknown setting \['num_sample'\]"),
+        ({"num_samples": 0}, "num_samples = 0: must be at least 1"),
+        ({"word_vectors": "glove"}, "word_vectors = 'glove'"),
+    ],
+)
+def test_bad_parameters_are_named(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        open_experiment(runs=tmp_path, **arguments)
+    assert not list(tmp_path.iterdir())  # before any work
+
+
+def test_bad_cells_are_named_before_work(tap):
+    for constraint in (0, -0.1, 1.2, float("nan")):
+        with pytest.raises(ValueError, match=r"constraint = .*: must be in \(0, 1\]"):
+            tap.prune(constraint=constraint)
+    with pytest.raises(ValueError, match="method = 'l1': must be one of"):
+        tap.retrain("l1")
+    with pytest.raises(ValueError, match="percentile = 100"):
+        tap.prune(heuristic="threshold", percentile=100)
+    with pytest.raises(ValueError, match="percent = 0"):
+        tap.retrain(constraint=0.5, percent=0)
+    with pytest.raises(ValueError, match=r"last_layers = 9: .* 4 layers"):
+        tap.retrain(constraint=0.5, percent=10, last_layers=9)
+
+
+def test_bad_files_are_named(tmp_path, runs):
+    with pytest.raises(FileNotFoundError, match="data_root = .*nowhere"):
+        open_experiment(profile="full", data_root=tmp_path / "nowhere", checkpoint=SHIPPED / "tap-textvqa.safetensors")
+    with pytest.raises(CheckpointError, match=r"checkpoint = .*none.ckpt: no such file"):
+        open_experiment(profile="full", data_root=tmp_path, checkpoint=tmp_path / "none.ckpt")
+    cut = tmp_path / "tap-textvqa.safetensors"
+    cut.write_bytes((SHIPPED / "tap-textvqa.safetensors").read_bytes()[:1000])
+    (tmp_path / "tap-textvqa.json").write_text((SHIPPED / "tap-textvqa.json").read_text())
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_experiment(runs=runs, checkpoint=cut, **SMALL).prune()
+    state = load_file(SHIPPED / "tap-textvqa.safetensors")
+    save_file(state | {"classifier.module.bias": torch.zeros(3)}, cut)
+    with pytest.raises(CheckpointError, match=r"classifier.module.bias has shape \[3\]"):
+        open_experiment(runs=runs, checkpoint=cut, **SMALL).prune()
+    save_file(state | {"mmt.encoder.layer.1.output.dense.bias": torch.full((96,), torch.nan)}, cut)
+    broken = open_experiment(runs=runs, checkpoint=cut, **SMALL)
+    with pytest.raises(ValueError, match="batch 0"):
+        broken.prune()
+    assert not broken.runs.path("prune", broken.cell("label-free", "sum", 0.4, 50, 0)).exists()
