@@ -21,7 +21,8 @@ setup: .venv/.done
 	touch .venv/.done
 
 paper: setup
-	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --cores $(JOBS) --rerun-incomplete --keep-going --config grid=$(GRID)
+	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --cores $(JOBS) --nolock --rerun-incomplete \
+		--quiet rules host --config grid=$(GRID)
 
 test: setup
 	$(PY) -m ruff check .

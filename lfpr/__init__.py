@@ -14,11 +14,16 @@ import importlib
 from lfpr.cost import MacCost, ParameterCost
 from lfpr.encoder import FAMILIES, Family, PrunableEncoder, UnsupportedArchitecture, encoders, prunable
 from lfpr.gradients import MaskGradients, collect_gradients
-from lfpr.importance import magnitude, random_importance
+from lfpr.importance import activation_importance, magnitude, random_importance
+from lfpr.latency import LatencyCost
+from lfpr.latency_search import search_latency
 from lfpr.masks import Importance, Masks
+from lfpr.rearrange import rearrange
+from lfpr.rescale import Rescaled, SubLayerFit, rescale
 from lfpr.retrain import ReSt, TrainableMasks, retrain
 from lfpr.saving import load_pruned, save_pruned
 from lfpr.search import BudgetError, search, search_proportional, search_threshold
+from lfpr.sensitivity import all_but_one
 from lfpr.shrink import NotEquivalent, fold, shrink, verify_equivalent
 
 __all__ = [
@@ -26,6 +31,7 @@ __all__ = [
     "BudgetError",
     "Family",
     "Importance",
+    "LatencyCost",
     "MacCost",
     "MaskGradients",
     "Masks",
@@ -33,8 +39,12 @@ __all__ = [
     "ParameterCost",
     "PrunableEncoder",
     "ReSt",
+    "Rescaled",
+    "SubLayerFit",
     "TrainableMasks",
     "UnsupportedArchitecture",
+    "activation_importance",
+    "all_but_one",
     "collect_gradients",
     "encoders",
     "fold",
@@ -43,9 +53,12 @@ __all__ = [
     "open_experiment",
     "prunable",
     "random_importance",
+    "rearrange",
+    "rescale",
     "retrain",
     "save_pruned",
     "search",
+    "search_latency",
     "search_proportional",
     "search_threshold",
     "shrink",

@@ -160,6 +160,6 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 def _bar(batches: Iterable[Any], progress: str | None) -> Iterable[Any]:
     if progress is None:
         return batches
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     return tqdm(batches, desc=progress, leave=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from lfpr.cost import ParameterCost
 from lfpr.encoder import PrunableEncoder, prunable
