@@ -195,7 +195,7 @@ def study(
     folder: str | Path | None = None,
     k: int = 10,
     batch_size: int = 32,
-    repeats: int = 3,
+    repeats: int = 5,
 ) -> pd.DataFrame:
     """Prune the encoder by every method, constraint and seed; score on some texts, measure on others.
 
@@ -247,7 +247,7 @@ def study(
 
 
 @torch.no_grad()
-def median_times(models: Sequence[nn.Module], batch: Batch, repeats: int = 3) -> list[float]:
+def median_times(models: Sequence[nn.Module], batch: Batch, repeats: int = 5) -> list[float]:
     """Median seconds of a forward pass of each model; they take turns, and in which one is first."""
     times: list[list[float]] = [[] for _ in models]
     for turn in range(-1, repeats):  # turn -1 allocates and is not counted

@@ -2,6 +2,7 @@
 
 from lfpr.tap.checkpoint import CheckpointError, read_checkpoint
 from lfpr.tap.data import TAPDataset, batches, check
+from lfpr.tap.evaluate import answers, compare, evaluate, first_scores
 from lfpr.tap.label_free import decoding_loss, label_free, labelled, peak_step, peak_steps
 from lfpr.tap.layout import InputSizes
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
@@ -20,10 +21,14 @@ __all__ = [
     "TAPDataset",
     "WordPieces",
     "anls",
+    "answers",
     "batches",
     "check",
+    "compare",
     "decode",
     "decoding_loss",
+    "evaluate",
+    "first_scores",
     "label_free",
     "labelled",
     "peak_step",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from lfpr.cost import MacCost
@@ -32,6 +33,11 @@ def evaluate(model: TAP, data: TAPDataset, batch_size: int) -> dict:
         for answer, record in zip(answers(model, data, batch_size), data.records, strict=True)
     ]
     return {"score": float(np.mean(scores)), "questions": len(scores)}
+
+
+def first_scores(model: TAP, batch: Batch) -> Tensor:
+    """Scores [B, 2, V + num_ocr] of the first two decoding steps: what a shrunk model is verified with."""
+    return model.generate(batch, 2)[0]
 
 
 def compare(models: dict[str, TAP], batch: Batch, repeats: int = 7) -> dict[str, dict]:

@@ -25,7 +25,7 @@ from lfpr.search import search, search_proportional, search_threshold
 from lfpr.shrink import shrink, verify_equivalent
 from lfpr.tap.checkpoint import CheckpointError, read_checkpoint
 from lfpr.tap.data import TAPDataset, batches, check
-from lfpr.tap.evaluate import answers, compare, evaluate
+from lfpr.tap.evaluate import answers, compare, evaluate, first_scores
 from lfpr.tap.label_free import label_free, labelled, peak_step
 from lfpr.tap.layout import LAYOUTS
 from lfpr.tap.model import TAP, TAPConfig
@@ -202,7 +202,7 @@ class TAPExperiment:
             masks = self.masks(importance, method, heuristic, constraint, percentile)
             pruned = shrink(self.model, masks)
             check = list(batches(self.data("val", limit=64), 32))
-            largest = verify_equivalent(self.model, masks, pruned, check, lambda m, b: m.generate(b, 2)[0], atol=1e-3)
+            largest = verify_equivalent(self.model, masks, pruned, check, first_scores, atol=1e-3)
             masks.save(folder / "masks.safetensors")
             save_pruned(pruned, folder / "model")
             return self.describe(pruned) | self.evaluate(pruned) | {"largest_difference": largest}
