@@ -16,7 +16,7 @@ setup: .venv/.done
 
 .venv/.done: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch .venv/.done
 
@@ -28,7 +28,7 @@ test: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest tests
-	TQDM_DISABLE=1 $(PY) -m pytest --nbval --nbval-current-env notebooks
+	TQDM_DISABLE=1 OMP_NUM_THREADS=$(JOBS) $(PY) -m pytest --nbval --nbval-current-env notebooks
 
 lab: setup
 	$(PY) -m jupyterlab --notebook-dir=notebooks

@@ -18,6 +18,9 @@ Adding an architecture is one row:
     )
 
 provided that its attention splits heads with `view(..., -1, head_dim)` and the output projection sees [B, S, H·dh].
+
+T5 is not carried by this form: layer 0 computes the position bias of *its* heads, and all other layers add it to the
+scores of theirs, so layers cannot keep different heads without a modified forward pass. `NOT_CARRIED` says so.
 """
 
 from __future__ import annotations
@@ -107,6 +110,10 @@ FAMILIES: dict[str, Family] = {  # class name of a layer in transformers -> its 
         head_dim="head_dim",
         head_count=("num_heads",),
     ),
+}
+
+NOT_CARRIED: dict[str, str] = {  # class name of a layer -> why it has no row
+    "T5Block": "layer 0 computes a position bias per head that all layers share, so layers cannot keep different heads",
 }
 
 
@@ -257,12 +264,16 @@ def prunable(module: nn.Module) -> PrunableEncoder:
         places = [encoder.path.rpartition(".")[0] or encoder.path for encoder in found]
         raise UnsupportedArchitecture(f"{name} has {len(found)} prunable encoders: pass one of its parts {places}")
     lists = {
-        f"{path}: {type(child[0]).__name__}"
+        path: type(child[0]).__name__
         for path, child in module.named_modules()
         if isinstance(child, nn.ModuleList) and len(child)
     }
+    places = sorted(f"{path}: {kind}" for path, kind in lists.items())
+    reasons = "".join(
+        f" {kind} cannot be pruned: {why}." for kind, why in NOT_CARRIED.items() if kind in lists.values()
+    )
     raise UnsupportedArchitecture(
-        f"{name} has no prunable encoder. Layers found: {sorted(lists) or 'none'}; supported: {sorted(FAMILIES)}"
+        f"{name} has no prunable encoder.{reasons} Layers found: {places or 'none'}; supported: {sorted(FAMILIES)}"
     )
 
 

@@ -6,7 +6,6 @@ the FFN's output projection. Zero removes the part; other values scale it and ca
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .files import write_whole
 
 if TYPE_CHECKING:
     from .encoder import PrunableEncoder
@@ -51,15 +52,8 @@ class PerLayer:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         tensors = {"heads": self.heads.detach().cpu().contiguous(), "neurons": self.neurons.detach().cpu().contiguous()}
-        try:
-            save_file(tensors, partial, metadata={"kind": type(self).__name__})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, lambda partial: save_file(tensors, partial, metadata={"kind": type(self).__name__}))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -89,13 +83,22 @@ class Masks(PerLayer):
         )
 
     @classmethod
-    def from_published(cls, head_mask: str | Path, neuron_mask: str | Path) -> Masks:
+    def from_published(cls, head_mask: str | Path, neuron_mask: str | Path | None = None) -> Masks:
         """Read the `head_mask.pt` [L, H] and `neuron_mask.pt` [L, N] of the published frameworks.
 
-        Files are read with `weights_only=True`, so they cannot run code. Raises FileNotFoundError, or ValueError if a
-        file does not hold one tensor (or one list of equally long rows).
+        One argument is the folder of both (`outputs/MODEL/mscoco/CONSTRAINT/seed_SEED`). Files are read with
+        `weights_only=True`, so they cannot run code. Raises FileNotFoundError, or ValueError if a file does not hold
+        one tensor (or one list of equally long rows).
         """
+        if neuron_mask is None:
+            head_mask, neuron_mask = (Path(head_mask) / name for name in _PUBLISHED)
         return cls(_published(head_mask), _published(neuron_mask))
+
+    def save_published(self, folder: str | Path) -> None:
+        """Write `head_mask.pt` and `neuron_mask.pt` into `folder`, float32, as the published frameworks read them."""
+        for name, mask in zip(_PUBLISHED, (self.heads, self.neurons), strict=True):
+            value = mask.detach().float().cpu().clone()
+            write_whole(Path(folder) / name, lambda partial, value=value: torch.save(value, partial))
 
     @property
     def heads_kept(self) -> list[int]:
@@ -114,6 +117,9 @@ class Masks(PerLayer):
 
 class Importance(PerLayer):
     """Scores of an encoder's parts: `heads` [L, H] and `neurons` [L, N]; larger means keep."""
+
+
+_PUBLISHED = ("head_mask.pt", "neuron_mask.pt")
 
 
 def _published(path: str | Path) -> Tensor:

@@ -203,7 +203,7 @@ def study(
     parameters kept), `parameters` (of the whole model, embeddings included), `megabytes` (10⁶ bytes of its
     model.safetensors), `milliseconds` (median forward pass of a batch of test texts of middle length), `time` (that
     divided by the unpruned model's, timed in turns `repeats` times), `neighbours` (kept at k), `difference` (largest,
-    of embeddings, between the shrunk and the masked model, over every third batch). Magnitude has one row per
+    of embeddings, between the shrunk and the masked model, over every fourth batch). Magnitude has one row per
     constraint: it has no seed. Raises ValueError for unknown methods and bad constraints before any work.
     """
     for constraint in constraints:
@@ -240,7 +240,7 @@ def study(
             pruned = [shrink(model, mask) for mask in masks]
             unpruned_seconds, *seconds = median_times([model, *pruned], timed, repeats)
             for constraint, mask, small, median in zip(constraints, masks, pruned, seconds, strict=True):
-                gap = verify_equivalent(model, mask, small, testing[::3], embeddings, atol=1e-5)
+                gap = verify_equivalent(model, mask, small, testing[::4], embeddings, atol=1e-5)
                 labels = {"method": method, "constraint": constraint, "seed": seed, "difference": gap}
                 rows.append(row(small, median, unpruned_seconds, **labels))
     return pd.DataFrame(rows)

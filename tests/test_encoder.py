@@ -117,6 +117,20 @@ def test_unsupported_models_say_what_was_found():
         prunable(nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_t5_is_refused_with_the_reason(gated):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 9}
+    t5 = hf.T5Model(hf.T5Config(**sizes, feed_forward_proj="gated-gelu" if gated else "relu"))
+    for module in (t5, t5.encoder, t5.decoder):
+        with pytest.raises(
+            UnsupportedArchitecture, match=r"T5Block cannot be pruned: layer 0 computes a position bias"
+        ):
+            prunable(module)
+    attention = t5.encoder.block[0].layer[0].SelfAttention  # what the reason rests on
+    assert attention.has_relative_attention_bias and attention.relative_attention_bias.weight.shape[1] == 2
+    assert not t5.encoder.block[1].layer[0].SelfAttention.has_relative_attention_bias
+
+
 def test_a_layer_unlike_its_family_names_the_path_and_what_is_there():
     model = small.build("bert")
     del model.encoder.layer[1].intermediate.dense
@@ -179,6 +193,26 @@ def test_a_new_family_is_one_row(toy):
     torch.testing.assert_close(small_x, masked_x)
     assert [layer.mix.count for layer in pruned.blocks] == masks.heads_kept
     assert prunable(pruned).num_parameters == ParameterCost(encoder).kept(masks)
+
+
+def test_a_new_family_goes_through_the_whole_pipeline(toy):
+    from lfpr.cost import MacCost
+    from lfpr.gradients import collect_gradients
+    from lfpr.search import search
+    from lfpr.shrink import shrink, verify_equivalent
+
+    def forward(model, x):
+        for layer in model.blocks:
+            x = layer(x)
+        return x
+
+    encoder, batches = prunable(toy), [torch.randn(4, 5, 8) for _ in range(3)]
+    gradients = collect_gradients(encoder, batches, lambda x: forward(toy, x).square().mean(), per_sample=True)
+    assert gradients.heads.shape == (12, 2, 2) and gradients.neurons.shape == (12, 2, 10)
+    cost = MacCost(encoder, sequence_length=5)
+    masks = search(gradients.importance(), cost, 0.6)
+    assert 0.5 < cost.fraction(masks) <= 0.6
+    assert verify_equivalent(toy, masks, shrink(toy, masks), batches, forward, atol=1e-5) <= 1e-5
 
 
 def test_mask_files_round_trip_and_bad_ones_are_refused(tmp_path):

@@ -105,7 +105,10 @@ def test_bad_parameters_are_named(tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())  # before any work
 
 
-def test_bad_cells_are_named_before_work(tap):
+def test_bad_cells_are_named_before_work(tap, tmp_path):
+    with pytest.raises(ValueError, match="constraint = 2"):
+        open_experiment(runs=tmp_path).retrain(constraint=2)
+    assert not list(tmp_path.iterdir())  # not even the data were rendered
     for constraint in (0, -0.1, 1.2, float("nan")):
         with pytest.raises(ValueError, match=r"constraint = .*: must be in \(0, 1\]"):
             tap.prune(constraint=constraint)
@@ -135,6 +138,8 @@ def test_bad_files_are_named(tmp_path, runs):
         open_experiment(runs=runs, checkpoint=cut, **SMALL).prune()
     save_file(state | {"mmt.encoder.layer.1.output.dense.bias": torch.full((96,), torch.nan)}, cut)
     broken = open_experiment(runs=runs, checkpoint=cut, **SMALL)
+    finished = sorted((broken.runs.folder / "prune").iterdir())
     with pytest.raises(ValueError, match="batch 0"):
         broken.prune()
-    assert not broken.runs.path("prune", broken.cell("label-free", "sum", 0.4, 50, 0)).exists()
+    kept = [path for path in sorted((broken.runs.folder / "prune").iterdir()) if (path / "provenance.json").exists()]
+    assert kept == [path for path in finished if path.is_dir()]  # what was finished stays, and nothing half-made counts

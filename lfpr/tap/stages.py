@@ -47,9 +47,7 @@ class TAPExperiment:
         self.checkpoint = Path(checkpoint) if checkpoint else SHIPPED / f"{name}.safetensors"
         if not self.checkpoint.is_file():
             raise CheckpointError(f"checkpoint = {self.checkpoint}: no such file (see data/README.md)")
-        if profile == "mini":
-            self._write_data()
-        elif not self.data_root.is_dir():
+        if profile == "full" and not self.data_root.is_dir():
             raise FileNotFoundError(f"data_root = {self.data_root}: no such folder (see data/README.md)")
 
     def __repr__(self) -> str:
@@ -88,10 +86,19 @@ class TAPExperiment:
         except KeyError as error:
             raise CheckpointError(f"checkpoint {self.checkpoint} lacks the entry {error} of a TAP model") from None
 
+    @cached_property
+    def root(self) -> Path:
+        """The data folder; the mini profile's is rendered when first needed."""
+        if self.profile == "mini":
+            from lfpr.mini.datasets import write_textvqa
+
+            write_textvqa(self.data_root, self.settings.train_images, self.settings.val_images)
+        return self.data_root
+
     def data(self, split: str, targets: bool = False, **options) -> TAPDataset:
         """The ``train`` or ``val`` questions (see ``lfpr.tap.data.TAPDataset``)."""
         options = {"sizes": self.settings.sizes, "embed": self.embed} | options
-        return TAPDataset(self.data_root, self.spec.dataset, split, targets=targets, **options)
+        return TAPDataset(self.root, self.spec.dataset, split, targets=targets, **options)
 
     @cached_property
     def embed(self) -> Embedding | None:
@@ -105,7 +112,7 @@ class TAPExperiment:
     def check(self, split: str, limit: int | None = None) -> dict:
         """What is in a split's files, and the first record that cannot be used (see ``lfpr.tap.data.check``)."""
         options = {"sizes": self.settings.sizes, "embed": self.embed}
-        return check(self.data_root, self.spec.dataset, split, limit=limit, **options)
+        return check(self.root, self.spec.dataset, split, limit=limit, **options)
 
     def sample(self, split: str, count: int, seed: int) -> list[int]:
         """``count`` questions of a split, chosen by ``seed``, in increasing order; all if there are no more."""
@@ -116,14 +123,9 @@ class TAPExperiment:
     def inputs(self) -> dict:
         """Hashes of what every stage depends on."""
         imdbs = {
-            split: file_hash(self.data_root / LAYOUTS[self.spec.dataset, split].imdb) for split in ("train", "val")
+            split: file_hash(self.root / LAYOUTS[self.spec.dataset, split].imdb) for split in ("train", "val")
         }
         return {"checkpoint": file_hash(self.checkpoint)} | imdbs
-
-    def _write_data(self) -> None:
-        from lfpr.mini.datasets import write_textvqa
-
-        write_textvqa(self.data_root, self.settings.train_images, self.settings.val_images)
 
     # ---- stages
 

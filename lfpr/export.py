@@ -1,0 +1,153 @@
+"""ONNX files of pruned models, checked in onnxruntime before they are written.
+
+The batch size stays free, the other dimensions are those of the example inputs. ONNX cannot reshape a tensor without
+elements to "as many heads as there are", so an attention layer without heads is exported with one head of zero
+weights, which adds exactly zero; everything else is exported as it is.
+
+Needs the extra: `pip install lfpr[onnx]`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .encoder import LayerParts, encoders, prunable
+from .files import write_whole
+from .shrink import NotEquivalent
+
+
+def export_onnx(
+    pruned: nn.Module, inputs: Mapping[str, Tensor], path: str | Path, opset: int = 18, atol: float = 1e-4
+) -> float:
+    """Write `pruned`, a model that is or contains a prunable encoder, as one ONNX file; returns the largest difference.
+
+    inputs: example arguments of `pruned.forward` by name, the batch first in each; they name the ONNX inputs. The
+    outputs are the tensors that `forward` returns (a tensor, a tuple or transformers' output), named as there. The file
+    is run in onnxruntime on the whole batch and on its first sample, and written only if no output differs from the
+    model's by more than `atol`. The model is left as it is.
+
+    Raises `NotEquivalent` with the difference, `UnsupportedArchitecture`, ImportError if the extra is not installed,
+    and ValueError for inputs without a common batch or weights in bfloat16, which onnxruntime's CPU kernels lack.
+    """
+    _require_extra()
+    if not inputs or any(not isinstance(x, Tensor) or not x.ndim for x in inputs.values()):
+        raise ValueError("inputs: expected tensors by name, with the batch as the first dimension")
+    if len({len(x) for x in inputs.values()}) > 1 or not len(next(iter(inputs.values()))):
+        raise ValueError(f"inputs: batch sizes {[len(x) for x in inputs.values()]}, expected one above zero")
+    if any(p.dtype == torch.bfloat16 for p in pruned.parameters()):
+        raise ValueError("pruned has bfloat16 weights, which onnxruntime does not run on CPUs: export pruned.float()")
+    exact = copy.deepcopy(pruned).cpu().eval()
+    model = copy.deepcopy(exact)
+    for encoder in encoders(model, declared=False) or [prunable(model)]:  # the latter raises, naming what was found
+        for layer in encoder.parts:
+            if not layer.num_heads:
+                _add_zero_head(layer)
+    batch = {name: x.detach().cpu() for name, x in inputs.items()}
+    names = list(_run(exact, batch))
+    traced = {name: torch.cat([x, x]) for name, x in batch.items()}  # a batch of one would be taken for a constant
+    largest = 0.0
+
+    def write(partial: Path) -> None:
+        nonlocal largest
+        with _quiet(), torch.no_grad():
+            torch.onnx.export(
+                model,
+                (),
+                partial,
+                kwargs=traced,
+                output_names=names,
+                opset_version=opset,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                dynamic_shapes={name: {0: "batch"} for name in traced},
+            )
+        largest = max(_difference(partial, exact, x, atol) for x in (batch, {k: v[:1] for k, v in batch.items()}))
+
+    write_whole(path, write)
+    return largest
+
+
+def _require_extra() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"export_onnx needs {error.name}: pip install lfpr[onnx]") from error
+
+
+def _run(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs by name."""
+    with torch.no_grad():
+        found = model(**batch)
+    if isinstance(found, Tensor):
+        found = {"output": found}
+    elif isinstance(found, tuple):
+        found = {f"output_{i}": value for i, value in enumerate(found)}
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(
+            f"{type(model).__name__}.forward must return a tensor or several, found {type(found).__name__}"
+        )
+    return dict(found)
+
+
+def _difference(path: Path, model: nn.Module, batch: Mapping[str, Tensor], atol: float) -> float:
+    """The largest difference between the file's outputs and the model's; NotEquivalent if it exceeds `atol`."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    expected = _run(model, batch)
+    found = session.run(list(expected), {name: x.numpy() for name, x in batch.items()})
+    largest = 0.0
+    for (name, wanted), array in zip(expected.items(), found, strict=True):
+        if wanted.shape != array.shape:
+            message = f"{name}: shapes {tuple(wanted.shape)} (torch) and {array.shape} (onnxruntime)"
+            raise NotEquivalent(message, float("inf"))
+        difference = (wanted.double() - torch.from_numpy(array).double()).abs().max().item()
+        if not difference <= atol:  # also when it is NaN
+            message = f"{name}: onnxruntime and torch differ by {difference:.3g} > atol = {atol:.3g}"
+            raise NotEquivalent(message, difference)
+        largest = max(largest, difference)
+    return largest
+
+
+def _add_zero_head(layer: LayerParts) -> None:
+    """Give an attention without heads one whose weights are all zero."""
+
+    def widen(linear: nn.Linear, rows: int, columns: int) -> None:
+        linear.weight = nn.Parameter(linear.weight.new_zeros(rows, columns))
+        linear.out_features, linear.in_features = rows, columns
+
+    for linear in (layer.query, layer.key, layer.value):
+        widen(linear, layer.head_dim, linear.in_features)
+        if linear.bias is not None:
+            linear.bias = nn.Parameter(linear.bias.new_zeros(layer.head_dim))
+    widen(layer.attention_output, layer.attention_output.out_features, layer.head_dim)
+    for name in layer.family.head_count:
+        setattr(layer.attention, name, 1)
+    for name in layer.family.head_width:
+        setattr(layer.attention, name, layer.head_dim)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on packages that it could also serve, and on its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*treespec", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*axis name")
+            yield
+    finally:
+        logger.setLevel(level)
