@@ -13,6 +13,7 @@ import importlib
 
 from lfpr.cost import MacCost, ParameterCost
 from lfpr.encoder import FAMILIES, Family, PrunableEncoder, UnsupportedArchitecture, encoders, prunable
+from lfpr.export import export_onnx
 from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.importance import activation_importance, magnitude, random_importance
 from lfpr.latency import LatencyCost
@@ -47,6 +48,7 @@ __all__ = [
     "all_but_one",
     "collect_gradients",
     "encoders",
+    "export_onnx",
     "fold",
     "load_pruned",
     "magnitude",

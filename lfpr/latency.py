@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import write_whole
 from .encoder import PrunableEncoder
 from .masks import Masks
 from .replay import Replay
@@ -154,12 +155,8 @@ class LatencyCost:
             "ffn": self.ffn.tolist(),
             "measured": self.measured,
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            partial.write_text(json.dumps(values) + "\n")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, lambda partial: partial.write_text(json.dumps(values) + "
+"))
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyCost:

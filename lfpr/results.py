@@ -18,7 +18,7 @@ import yaml
 from lfpr.experiments import TAPExperiment, choose, open_experiment
 from lfpr.masks import Masks
 from lfpr.runs import Stage, write_json
-from lfpr.tables import TABLES
+from lfpr.tables import TABLES, write_file
 
 SHOWN = ("label-free", 0.4)  # method and constraint whose mask values are kept for the figure
 
@@ -65,11 +65,8 @@ def collect(grid: dict, runs: str | Path, **inputs) -> dict[str, pd.DataFrame]:
 
 def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> None:
     """One CSV file a table, six significant digits, atomically."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        unfinished = Path(folder, f"{name}.csv.unfinished")
-        table.to_csv(unfinished, index=False, float_format="%.6g")
-        unfinished.replace(Path(folder, f"{name}.csv"))
+        write_file(Path(folder, f"{name}.csv"), table.to_csv(index=False, float_format="%.6g").encode())
 
 
 def _numbers(stage: Stage, retrained: bool) -> dict:

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lfpr.files import write_whole
+
 PACKAGES = ("lfpr", "torch", "transformers", "numpy")
 
 
@@ -107,10 +109,8 @@ def file_hash(path: str | Path) -> str:
 
 def write_json(path: str | Path, value: object) -> None:
     """Write ``value`` as JSON, atomically."""
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=1, sort_keys=True))
-    unfinished.replace(path)
+    text = json.dumps(value, indent=1, sort_keys=True)
+    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def _label(parameters: dict) -> str:

@@ -9,7 +9,6 @@ needed. Only classes in `MODELS` and transformers' own can be built.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .encoder import encoders
+from .files import write_whole
 from .shrink import resize
 
 FORMAT = 1
@@ -63,9 +63,9 @@ def save_pruned(pruned: nn.Module, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pruning.json").unlink(missing_ok=True)  # a folder without it is incomplete
-    _write(folder / "model.safetensors", lambda path: save_file(_tensors(pruned), path, metadata={"format": "pt"}))
-    _write(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
-    _write(folder / "pruning.json", lambda path: path.write_text(json.dumps(pruning, indent=2) + "\n"))
+    write_whole(folder / "model.safetensors", lambda path: save_file(_tensors(pruned), path, metadata={"format": "pt"}))
+    write_whole(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    write_whole(folder / "pruning.json", lambda path: path.write_text(json.dumps(pruning, indent=2) + "\n"))
 
 
 def load_pruned(folder: str | Path) -> nn.Module:
@@ -153,12 +153,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pandas as pd
+
+from lfpr.files import write_whole
 
 TABLES = {
     "results": (
@@ -188,11 +189,6 @@ def _latex(text: str) -> str:
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write ``content``, whole or not at all; returns the path."""
+    write_whole(path, lambda partial: partial.write_bytes(content))
     return path

@@ -7,6 +7,7 @@ from lfpr.tap.label_free import decoding_loss, label_free, labelled, peak_step, 
 from lfpr.tap.layout import InputSizes
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, TAPConfig
+from lfpr.tap.published import load_published, save_published
 from lfpr.tap.schedule import schedule
 from lfpr.tap.text import AnswerVocab, FastText, HashedNgrams, WordPieces, decode, phoc
 
@@ -31,10 +32,12 @@ __all__ = [
     "first_scores",
     "label_free",
     "labelled",
+    "load_published",
     "peak_step",
     "peak_steps",
     "phoc",
     "read_checkpoint",
+    "save_published",
     "schedule",
     "stvqa_accuracy",
     "vqa_accuracy",

@@ -122,9 +122,7 @@ class TAPExperiment:
     @cached_property
     def inputs(self) -> dict:
         """Hashes of what every stage depends on."""
-        imdbs = {
-            split: file_hash(self.root / LAYOUTS[self.spec.dataset, split].imdb) for split in ("train", "val")
-        }
+        imdbs = {split: file_hash(self.root / LAYOUTS[self.spec.dataset, split].imdb) for split in ("train", "val")}
         return {"checkpoint": file_hash(self.checkpoint)} | imdbs
 
     # ---- stages
