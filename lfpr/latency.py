@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import write_whole
 from .encoder import PrunableEncoder
+from .files import write_whole
 from .masks import Masks
 from .replay import Replay
 from .shrink import _evaluating, resize
@@ -144,8 +143,6 @@ class LatencyCost:
 
     def save(self, path: str | Path) -> None:
         """Write the tables as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         values = {
             "format": FORMAT,
             "unit": self.unit,
@@ -155,8 +152,7 @@ class LatencyCost:
             "ffn": self.ffn.tolist(),
             "measured": self.measured,
         }
-        write_whole(path, lambda partial: partial.write_text(json.dumps(values) + "
-"))
+        write_whole(path, lambda partial: partial.write_text(json.dumps(values) + "\n"))
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyCost:
