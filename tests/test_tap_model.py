@@ -8,6 +8,7 @@ import pytest
 import torch
 from reference import rules
 
+import lfpr
 from lfpr.tap.checkpoint import CheckpointError
 from lfpr.tap.label_free import label_free, peak_step, peak_steps
 from lfpr.tap.model import TAP, TAPConfig
@@ -77,6 +78,16 @@ def test_label_free_objective_is_the_largest_score(tap, batch, published):
     np.testing.assert_allclose(value.item(), published["scores"][:, 2].max(-1).sum(), rtol=1e-4)
     with pytest.raises(ValueError, match="step = 12"):
         label_free(tap, 12)
+
+
+def test_mask_gradients_equal_the_published_ones(tap, batch, published):
+    halves = [{name: value[i : i + 2] for name, value in batch.items()} for i in (0, 2)]
+    objective = label_free(tap, int(published["t_selected"]))
+    gradients = lfpr.collect_gradients(lfpr.prunable(tap), halves, objective)
+    np.testing.assert_allclose(gradients.heads.numpy(), published["head_grads"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(gradients.neurons.numpy(), published["neuron_grads"], rtol=1e-3, atol=1e-4)
+    per_sample = lfpr.collect_gradients(lfpr.prunable(tap), halves, objective, per_sample=True)
+    np.testing.assert_allclose(per_sample.heads.view(2, 2, 2, 12).sum(1), gradients.heads, rtol=1e-3, atol=1e-4)
 
 
 def test_checkpoint_round_trip_and_errors(tap, tmp_path):
