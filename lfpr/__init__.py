@@ -67,7 +67,7 @@ __all__ = [
     "verify_equivalent",
 ]
 
-_LAZY = {"tap", "experiments", "figures", "results", "runs", "mini"}
+_LAZY = {"tap", "experiments", "figures", "results", "runs", "mini", "sentences", "tables"}
 
 
 def __getattr__(name: str):
