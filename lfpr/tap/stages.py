@@ -146,17 +146,12 @@ class TAPExperiment:
 
     def _scores(self, method: str, seed: int) -> Stage:
         chosen = self.settings
-        parameters = {
-            "method": method,
-            "seed": seed,
-            "num_samples": chosen.num_samples,
-            "batch": chosen.score_batch,
-            "per_sample": chosen.per_sample,
-        }
+        parameters = {"method": method, "seed": seed} | self._sampling
 
         def build(folder: Path) -> dict:
             indices = self.sample("train", chosen.num_samples, seed)
-            data = list(batches(self.data("train", targets=method == "fisher", indices=indices), chosen.score_batch))
+            # read anew in each pass: thousands of full-size questions do not fit in memory
+            data = batches(self.data("train", targets=method == "fisher", indices=indices), chosen.score_batch)
             step = peak_step(self.model, tqdm(data, desc="peak step")) if method == "label-free" else None
             objective = self.objective(method, step)
             gradients = collect_gradients(self.encoder, data, objective, chosen.per_sample, progress=method)
@@ -164,6 +159,12 @@ class TAPExperiment:
             return {"step": step, "samples": len(indices)}
 
         return self._stage("importance", parameters, build)
+
+    @property
+    def _sampling(self) -> dict:
+        """How questions score heads and neurons: part of what names every stage that depends on the scores."""
+        chosen = self.settings
+        return {"num_samples": chosen.num_samples, "batch": chosen.score_batch, "per_sample": chosen.per_sample}
 
     def objective(self, method: str, step: int | None = None) -> Callable:
         """The function of a batch whose mask gradients ``method`` scores with; a sum over the batch."""
@@ -299,8 +300,7 @@ class TAPExperiment:
             raise ValueError(f"constraint = {constraint}: must be in (0, 1]")
         if heuristic == "threshold" and not 0 <= percentile < 100:
             raise ValueError(f"percentile = {percentile}: must be in [0, 100)")
-        cell = {"method": method, "heuristic": heuristic, "seed": seed, "num_samples": self.settings.num_samples}
-        cell |= {"batch": self.settings.score_batch, "per_sample": self.settings.per_sample}
+        cell = {"method": method, "heuristic": heuristic, "seed": seed} | self._sampling
         wanted = {"constraint": constraint, "percentile": percentile}
         return cell | {k: v if (k == "constraint") == (heuristic == "sum") else None for k, v in wanted.items()}
 
