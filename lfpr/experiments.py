@@ -21,7 +21,12 @@ __all__ = ["EXPERIMENTS", "PROFILES", "SETTINGS", "SHIPPED", "Settings", "TAPExp
 
 PROFILES = ("mini", "full")
 
-EXPERIMENTS = {"tap-textvqa": TAPSpec("textvqa", text_layers=3, mmt_layers=4)}
+EXPERIMENTS = {
+    "tap-textvqa": TAPSpec("textvqa", text_layers=3, mmt_layers=4),
+    "tap-stvqa": TAPSpec("stvqa", text_layers=3, mmt_layers=4),
+    "tap12-textvqa": TAPSpec("textvqa", text_layers=0, mmt_layers=12),
+    "tap12-stvqa": TAPSpec("stvqa", text_layers=0, mmt_layers=12),
+}
 
 
 SETTINGS = {

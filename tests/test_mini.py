@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lfpr.mini import datasets
-from lfpr.mini.datasets import SCENE, answer_words, image_id, word_pieces, write_textvqa
+from lfpr.mini.datasets import SCENE, answer_words, image_id, word_pieces, write_tap
 from lfpr.mini.features import FEATURE_SIZE, box_features, carrier_boxes
 from lfpr.mini.questions import MAX_QUESTIONS, TEMPLATES, human_answers, make_questions, misread
 from lfpr.mini.scenes import CLASSES, COLOURS, LEXICON, make_scene
@@ -30,7 +30,7 @@ def scenes():
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("mini") / "textvqa"
-    write_textvqa(root, **SMALL)
+    write_tap(root, **SMALL)
     return root
 
 
@@ -289,12 +289,12 @@ def test_everything_tokenises(root):
 
 
 def test_textvqa_is_the_same_every_time(root, tmp_path):
-    write_textvqa(tmp_path / "again", **SMALL)
+    write_tap(tmp_path / "again", **SMALL)
     assert files_of(tmp_path / "again") == files_of(root)
 
 
 def test_a_small_set_is_the_beginning_of_a_large_one(root, tmp_path):
-    write_textvqa(tmp_path / "large", train_images=10, val_images=4, images=2)
+    write_tap(tmp_path / "large", train_images=10, val_images=4, images=2)
     small, large = files_of(root), files_of(tmp_path / "large")
     for name in small:
         if "feat_resx" in name or name.endswith((".jpg", "vocab.txt")):
@@ -306,19 +306,19 @@ def test_a_small_set_is_the_beginning_of_a_large_one(root, tmp_path):
 
 def test_textvqa_is_made_once_and_again_for_other_parameters(tmp_path, monkeypatch):
     root, tiny = tmp_path / "textvqa", {"train_images": 2, "val_images": 1, "images": 0}
-    stamp = write_textvqa(root, **tiny)
+    stamp = write_tap(root, **tiny)
     before = files_of(root)
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "_build_textvqa", interrupted)
-        assert write_textvqa(root, **tiny) == stamp  # nothing to build
+        patch.setattr(datasets, "_build_tap", interrupted)
+        assert write_tap(root, **tiny) == stamp  # nothing to build
         with pytest.raises(KeyboardInterrupt):
-            write_textvqa(root, **tiny, seed=1)
+            write_tap(root, **tiny, seed=1)
     assert files_of(root) == before
-    assert write_textvqa(root, **tiny, seed=1) == stamp | {"seed": 1}
+    assert write_tap(root, **tiny, seed=1) == stamp | {"seed": 1}
     names = {path.name for path in (root / "feat_resx/train").iterdir()}
     assert names == {
         image_id(1, split, i) + end
@@ -333,7 +333,7 @@ def test_textvqa_leaves_foreign_folders_alone(tmp_path, name):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / name).write_text('{"made": "by hand"}')
     with pytest.raises(ValueError, match="another origin"):
-        write_textvqa(tmp_path / "data", train_images=1, val_images=1)
+        write_tap(tmp_path / "data", train_images=1, val_images=1)
     assert files_of(tmp_path / "data") == {name: b'{"made": "by hand"}'}
 
 
@@ -349,5 +349,5 @@ def test_textvqa_leaves_foreign_folders_alone(tmp_path, name):
 )
 def test_textvqa_refuses_bad_parameters(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}"):
-        write_textvqa(tmp_path / "data", **{name: value})
+        write_tap(tmp_path / "data", **{name: value})
     assert not (tmp_path / "data").exists()

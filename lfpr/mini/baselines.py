@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from lfpr import experiments
-from lfpr.mini.datasets import write_textvqa
+from lfpr.mini.datasets import answer_words, word_pieces, write_tap
 from lfpr.runs import write_json
 from lfpr.tap.data import TAPDataset, batches
 from lfpr.tap.evaluate import evaluate
@@ -45,6 +45,7 @@ class Recipe:
     weight_decay: float = 0.01
     auxiliary: float = 0.7
     output_scale: float = 1.0  # factor on the output projections at the start; deep stacks need less than 1
+    start: str = ""  # shipped baseline to start from, as TAP's ST-VQA models start from pre-training on TextVQA too
     seed: int = 0
 
 
@@ -95,13 +96,22 @@ class Binding(nn.Module):
         return look + F.binary_cross_entropy_with_logits(said[valid], similar[valid].float())
 
 
-def train_tap(config: TAPConfig, data: TAPDataset, ngrams: Tensor, recipe: Recipe) -> TAP:
-    """Train a TAP on questions with targets; ``ngrams`` [vocabulary, 300] are the vectors of the word pieces."""
+def train_tap(
+    config: TAPConfig, data: TAPDataset, ngrams: Tensor, recipe: Recipe, start: dict[str, Tensor] | None = None
+) -> TAP:
+    """Train a TAP on questions with targets; ``ngrams`` [vocabulary, 300] are the vectors of the word pieces.
+
+    ``start``: a state dict of the same sizes to start from (``translated``).
+    """
     torch.manual_seed(recipe.seed)
     model = TAP(config)
     _start_wide(model, recipe)
     _start_low(model)
     words = SharedWords(model.text_bert.embeddings.word_embeddings, ngrams, model.linear_ocr_feat_to_mmt_in)
+    if start:
+        model.load_state_dict(start)
+        with torch.no_grad():
+            words.free.weight.copy_(2 * words.free.weight - words.table())
     model.text_bert.embeddings.word_embeddings = words
     model.linear_ocr_bbox_to_mmt_in = model.linear_obj_bbox_to_mmt_in
     model.ocr_bbox_layer_norm = model.obj_bbox_layer_norm
@@ -181,8 +191,29 @@ def _untie(model: TAP, words: SharedWords) -> TAP:
     return plain
 
 
+def translated(state: dict[str, Tensor], model: TAP, source: str, target: str) -> dict[str, Tensor]:
+    """A TAP's state dict for another mini data set: known words and answers moved, new ones as in ``model``.
+
+    ``source``, ``target``: the data sets, "textvqa" or "stvqa".
+    """
+    state = {name: value.float() for name, value in state.items()}
+    own = model.state_dict()
+    for names, lists in (
+        (["text_bert.embeddings.word_embeddings.weight"], word_pieces),
+        (["classifier.module.weight", "classifier.module.bias"], answer_words),
+    ):
+        places = {word: i for i, word in enumerate(lists(source))}
+        pairs = torch.tensor([(i, places[word]) for i, word in enumerate(lists(target)) if word in places])
+        for name in names:
+            state[name] = own[name].clone().index_copy_(0, pairs[:, 0], state[name][pairs[:, 1]])
+    return state
+
+
 TAP_CONFIG = {"text_layers": 2, "mmt_layers": 4, "hidden_size": 96, "num_heads": 12, "intermediate_size": 384,
               "text_positions": 64, "num_ocr": 12, "feature_size": 128, "dropout": 0.0}  # fmt: skip
+
+
+TAP12_CONFIG = TAP_CONFIG | {"text_layers": 0, "mmt_layers": 12}
 
 
 @dataclass(frozen=True)
@@ -194,7 +225,12 @@ class Baseline:
     train_images: int = 15000
 
 
-BASELINES = {"tap-textvqa": Baseline(TAP_CONFIG, Recipe())}
+BASELINES = {
+    "tap-textvqa": Baseline(TAP_CONFIG, Recipe()),
+    "tap-stvqa": Baseline(TAP_CONFIG, Recipe(steps=1000, lr=5e-4, start="tap-textvqa")),
+    "tap12-textvqa": Baseline(TAP12_CONFIG, Recipe(steps=2200, lr=8e-4, output_scale=0.4)),
+    "tap12-stvqa": Baseline(TAP12_CONFIG, Recipe(steps=800, lr=4e-4, start="tap12-textvqa")),
+}
 
 
 def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = None) -> dict:
@@ -204,7 +240,7 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     dataset = experiments.EXPERIMENTS[name].dataset
     root = runs / "data" / f"{dataset}-baseline"
     settings = experiments.SETTINGS["mini"]
-    write_textvqa(root, baseline.train_images, settings.val_images)
+    write_tap(root, dataset, baseline.train_images, settings.val_images)
     embed = HashedNgrams(settings.sizes.fasttext_size)
     data = TAPDataset(root, dataset, "train", sizes=settings.sizes, targets=True, embed=embed, seed=recipe.seed)
     config = TAPConfig(text_vocab_size=len(data.pieces), num_answers=len(data.vocab), bos_index=data.vocab.bos,
@@ -212,9 +248,13 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     words = (root / TEXT_VOCAB).read_text().split("\n")[: len(data.pieces)]
     ngrams = torch.from_numpy(embed(words))
     ngrams[[not word.isalnum() for word in words]] = 0  # specials, punctuation and parts of words
-    start = time.perf_counter()
-    model = train_tap(config, data.preload(), ngrams, recipe)
-    minutes = (time.perf_counter() - start) / 60
+    start = None
+    if recipe.start:
+        state = load_file(folder / f"{recipe.start}.safetensors")
+        start = translated(state, TAP(config), experiments.EXPERIMENTS[recipe.start].dataset, dataset)
+    began = time.perf_counter()
+    model = train_tap(config, data.preload(), ngrams, recipe, start)
+    minutes = (time.perf_counter() - began) / 60
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     save_file(state, folder / f"{name}.unfinished")

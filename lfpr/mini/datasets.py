@@ -1,7 +1,8 @@
 """Rendered data sets in the published layouts: the small profile goes through the same loaders as the real data.
 
-``write_textvqa`` makes a data folder as ``microsoft/TAP`` distributes it: annotations (imdb), object and OCR features
-with their boxes, vocabularies, and some images to look at. An image's id is its scene's seed in hexadecimal digits.
+``write_tap`` makes a TextVQA or ST-VQA data folder as ``microsoft/TAP`` distributes it: annotations (imdb), object and
+OCR features with their boxes, vocabularies, and some images to look at. An image's id is its scene's seed in
+hexadecimal digits. The two sets share no image, no question and few ways to ask.
 """
 
 import hashlib
@@ -10,7 +11,9 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +21,22 @@ from filelock import FileLock
 from tqdm.auto import trange
 
 from lfpr.mini.features import box_features, carrier_boxes
-from lfpr.mini.questions import MAX_QUESTIONS, TEMPLATES, human_answers, make_questions, misread
+from lfpr.mini.questions import (
+    MAX_QUESTIONS,
+    STVQA_TEMPLATES,
+    TEMPLATES,
+    Question,
+    human_answers,
+    make_questions,
+    misread,
+)
 from lfpr.mini.scenes import CLASSES, COLOURS, LEXICON, Scene, make_scene
 from lfpr.runs import write_json
+from lfpr.tap.layout import LAYOUTS, OBJECT_NAMES, TEXT_VOCAB
 
 FORMAT = 2
 """Part of every data set's parameters: raise it when the same parameters give other data."""
 
-OBJECTS, OCR = "feat_resx/train", "ocr_feat_resx/textvqa_conf/train_images"  # TextVQA's val images are train images
 SCENE = {"max_objects": 3, "max_words": 2}
 """What the scenes hold: more objects or words make a small model need hours of training."""
 
@@ -33,30 +44,48 @@ FIRST_QUESTION = {"train": 0, "val": 10_000_000}
 SCORE_QUESTIONS = 3000  # LFPR's sample for importance scores
 
 
+@dataclass(frozen=True)
+class Form:
+    """What sets one data set apart: how it asks, how many people answer, how often OCR errs, where images come from."""
+
+    templates: dict[str, tuple[str, str]]
+    answers: tuple[int, int]  # fewest and most answers to a question
+    ocr_error: float
+    sources: tuple[str, ...]  # folders of the images' features
+
+
+FORMS = {
+    "textvqa": Form(TEMPLATES, (10, 10), 0.05, ("",)),
+    "stvqa": Form(STVQA_TEMPLATES, (1, 3), 0.08, ("coco-text", "icdar", "vizwiz")),
+}
+
+
 def image_id(seed: int, split: str, index: int) -> str:
     """Sixteen hexadecimal digits; ``make_scene(int(image_id, 16), **SCENE)`` draws the image."""
     return hashlib.sha256(f"{seed}/{split}/{index}".encode()).hexdigest()[:16]
 
 
-def write_textvqa(
+def write_tap(
     root: str | Path,
+    dataset: str = "textvqa",
     train_images: int = 3000,
     val_images: int = 600,
     questions_per_image: int = 4,
     images: int = 32,
-    ocr_error: float = 0.05,
+    ocr_error: float | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> dict:
-    """Make a TextVQA data folder in TAP's layout at ``root``, unless it is there already.
+    """Make a ``dataset`` ("textvqa", "stvqa") folder in TAP's layout at ``root``, unless it is there already.
 
     The train images of a small set are the first ones of a larger set with the same seed. The folder is built beside
     ``root`` and renamed when complete; ``root/dataset.json`` holds the parameters, and other parameters rebuild it.
 
     Args:
-        train_images, val_images: scenes per split; each has ``questions_per_image`` (1 to 5) questions with 10 answers.
+        train_images, val_images: scenes per split; each has ``questions_per_image`` (1 to 5) questions, in ST-VQA fewer
+            where a scene has little to ask about. TextVQA has 10 answers to each, ST-VQA 1 to 3.
         images: how many images of each split are also written as JPEG, to look at.
-        ocr_error: probability that an OCR token has one wrong character.
+        ocr_error: probability that an OCR token has one wrong character; by default 0.05, in ST-VQA 0.08.
         progress: show a bar (15,000 images take about a minute).
 
     Returns:
@@ -65,12 +94,14 @@ def write_textvqa(
     Raises:
         ValueError: a parameter is out of range, or ``root`` holds something that this function did not write.
     """
+    if dataset not in FORMS:
+        raise ValueError(f"dataset is {dataset!r}, must be one of {list(FORMS)}")
     parameters = {
         "train_images": train_images,
         "val_images": val_images,
         "questions_per_image": questions_per_image,
         "images": images,
-        "ocr_error": ocr_error,
+        "ocr_error": FORMS[dataset].ocr_error if ocr_error is None else ocr_error,
         "seed": seed,
     }
     for name, low, high in (
@@ -84,10 +115,10 @@ def write_textvqa(
         if not isinstance(value, int) or value < low or (high is not None and value > high):
             allowed = f"an integer from {low}" + (f" to {high}" if high is not None else "")
             raise ValueError(f"{name} is {value!r}, must be {allowed}")
-    if not 0 <= ocr_error <= 1:
+    if not 0 <= parameters["ocr_error"] <= 1:
         raise ValueError(f"ocr_error is {ocr_error!r}, must be from 0 to 1")
-    parameters |= {"dataset": "textvqa", "format": FORMAT}
-    return _make_once(Path(root).resolve(), parameters, partial(_build_textvqa, progress=progress))
+    parameters |= {"dataset": dataset, "format": FORMAT}
+    return _make_once(Path(root).resolve(), parameters, partial(_build_tap, progress=progress))
 
 
 def _make_once(root: Path, parameters: dict, build: Callable[[Path, dict], None]) -> dict:
@@ -110,26 +141,30 @@ def _make_once(root: Path, parameters: dict, build: Callable[[Path, dict], None]
     return parameters
 
 
-def _build_textvqa(root: Path, parameters: dict, progress: bool) -> None:
-    imdb = root / "imdb/m4c_textvqa"
-    for folder in (root / OBJECTS, root / OCR, root / "images/train", imdb / "calculate_score"):
-        folder.mkdir(parents=True)
+def _build_tap(root: Path, parameters: dict, progress: bool) -> None:
+    dataset = parameters["dataset"]
+    (root / "images/train").mkdir(parents=True)
     for split in ("train", "val"):
-        rows = []
+        layout, rows = LAYOUTS[dataset, split], []
+        for folder, source in product((layout.objects, layout.ocr), FORMS[dataset].sources):
+            (root / folder / source).mkdir(parents=True, exist_ok=True)
         for index in trange(parameters[f"{split}_images"], desc=f"{split} images", mininterval=2, disable=not progress):
             rows += _write_image(index, root, split, parameters)
-        _save_imdb(imdb / f"imdb_{split}_ocr_en.npy", split, rows)
+        _save_imdb(root / layout.imdb, split, rows, dataset)
         if split == "train":
             sample = random.Random(parameters["seed"]).sample(rows, min(SCORE_QUESTIONS, len(rows)))
-            _save_imdb(imdb / "calculate_score/imdb_train_3k.npy", split, sample)
-    _write_words(root / "bert-base-uncased/vocab.txt", word_pieces())
-    _write_words(root / "m4c_vocabs/textvqa/fixed_answer_vocab_textvqa_5k.txt", answer_words())
-    _write_words(root / "1600-400-20/objects_vocab.txt", CLASSES)
+            _save_imdb(root / LAYOUTS[dataset, "score"].imdb, split, sample, dataset)
+    _write_words(root / TEXT_VOCAB, word_pieces(dataset))
+    _write_words(root / layout.answers, answer_words(dataset))
+    _write_words(root / OBJECT_NAMES, CLASSES)
 
 
 def _write_image(index: int, root: Path, split: str, parameters: dict) -> list[dict]:
     """Write one image's features; return its rows of the imdb."""
-    name = image_id(parameters["seed"], split, index)
+    dataset = parameters["dataset"]
+    name = image_id(parameters["seed"], split if dataset == "textvqa" else f"{dataset}-{split}", index)
+    layout, sources = LAYOUTS[dataset, split], FORMS[dataset].sources
+    file = str(Path(sources[index % len(sources)], name))
     scene = make_scene(int(name, 16), **SCENE)
     rng = random.Random(f"{name}/text")
     width, height = scene.image.size
@@ -141,7 +176,7 @@ def _write_image(index: int, root: Path, split: str, parameters: dict) -> list[d
     tokens, confidence = zip(*(misread(word.text, rng, parameters["ocr_error"]) for word in words), strict=True)
     features = box_features(scene.image, np.concatenate([objects, carrier_boxes(scene.image, boxes)]))
 
-    path = root / OBJECTS / name
+    path = root / layout.objects / file
     classes = np.array([1 + CLASSES.index(thing.name) for thing in scene.objects])  # 0 is the background
     about = {
         "bbox": objects,
@@ -151,55 +186,54 @@ def _write_image(index: int, root: Path, split: str, parameters: dict) -> list[d
         "image_height": height,
     }
     _save_features(path, features[: len(objects)], about)
-    path = root / OCR / name
+    path = root / layout.ocr / file
     about = {"ocr_tokens": list(tokens), "ocr_boxes": boxes, "ocr_conf": list(confidence)}
     _save_features(path, features[len(objects) :], about | {"image_width": width, "image_height": height})
     if index < parameters["images"]:
         scene.image.save(root / f"images/train/{name}.jpg", quality=95, subsampling=0)
-    return _imdb_rows(scene, name, split, index, parameters["questions_per_image"], list(tokens), boxes, rng)
-
-
-def _imdb_rows(
-    scene: Scene,
-    name: str,
-    split: str,
-    index: int,
-    count: int,
-    tokens: list[str],
-    boxes: np.ndarray,
-    rng: random.Random,
-) -> list[dict]:
-    width, height = scene.image.size
     shared = {
         "image_id": name,
         "image_name": name,
         "image_path": f"train/{name}.jpg",
-        "feature_path": f"{name}.npy",
+        "feature_path": f"{file}.npy",
         "image_width": width,
         "image_height": height,
         "image_classes": [thing.name for thing in scene.objects],
         "set_name": split,
-        "ocr_tokens": tokens,
+        "ocr_tokens": list(tokens),
         "ocr_normalized_boxes": boxes / np.array([width, height, width, height], np.float32),
     }
-    questions = make_questions(scene, count, rng)
+    first = FIRST_QUESTION[split] + index * parameters["questions_per_image"]
     return [
         shared
         | {
             "question": question.text,
             "question_tokens": question.text.rstrip("?").split(),
-            "question_id": FIRST_QUESTION[split] + index * count + number,
+            "question_id": first + number,
             "question_kind": question.kind,
-            "answers": human_answers(question.answer, rng),
+            "answers": _answers(question.answer, dataset, rng),
         }
-        for number, question in enumerate(questions)
+        for number, question in enumerate(_questions(scene, parameters, rng))
     ]
 
 
-def word_pieces() -> list[str]:
+def _questions(scene: Scene, parameters: dict, rng: random.Random) -> list[Question]:
+    return make_questions(scene, parameters["questions_per_image"], rng, FORMS[parameters["dataset"]].templates)
+
+
+def _answers(answer: str, dataset: str, rng: random.Random) -> list[str]:
+    """What people answered; where few do, as in ST-VQA, the first of them is right."""
+    fewest, most = FORMS[dataset].answers
+    if fewest == most:
+        return human_answers(answer, rng, most)
+    return [answer, *human_answers(answer, rng, rng.randint(fewest, most) - 1)]
+
+
+def word_pieces(dataset: str = "textvqa") -> list[str]:
     """A word-piece vocabulary at BERT's special ids: whole words of the questions and signs, then single characters."""
+    templates = FORMS[dataset].templates
     special = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    texts = [text for ways in TEMPLATES.values() for text in ways] + [*COLOURS, *CLASSES]
+    texts = [text for ways in templates.values() for text in ways] + [*COLOURS, *CLASSES]
     texts += [word for words in LEXICON.values() for word in words] + [str(number) for number in range(100)]
     words = {word for text in texts for word in re.findall("[a-z]+|[0-9]+", re.sub("{.*?}", "", text))}
     characters = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -208,9 +242,10 @@ def word_pieces() -> list[str]:
     return [*special, *marks, *characters, *(f"##{character}" for character in characters), *whole]
 
 
-def answer_words() -> list[str]:
-    """The fixed answer vocabulary: what is not written in the image (yes, no, colours, classes) and the brands."""
-    return ["<pad>", "<s>", "</s>", "<unk>", "yes", "no", *COLOURS, *CLASSES, *LEXICON["brand"]]
+def answer_words(dataset: str = "textvqa") -> list[str]:
+    """The fixed answer vocabulary: what is not written in the image (TextVQA: yes, no, colours, classes) and brands."""
+    unwritten = ["yes", "no", *COLOURS, *CLASSES] if dataset == "textvqa" else []
+    return ["<pad>", "<s>", "</s>", "<unk>", *unwritten, *LEXICON["brand"]]
 
 
 def _save_features(path: Path, features: np.ndarray, about: dict) -> None:
@@ -218,8 +253,9 @@ def _save_features(path: Path, features: np.ndarray, about: dict) -> None:
     np.save(path.with_name(f"{path.name}_info.npy"), about)
 
 
-def _save_imdb(path: Path, split: str, rows: list[dict]) -> None:
-    header = {"version": 1.0, "dataset_name": "mini_textvqa", "dataset_type": split, "has_answer": True}
+def _save_imdb(path: Path, split: str, rows: list[dict], dataset: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"version": 1.0, "dataset_name": f"mini_{dataset}", "dataset_type": split, "has_answer": True}
     table = np.empty(len(rows) + 1, object)
     table[:] = [header, *rows]
     np.save(path, table)

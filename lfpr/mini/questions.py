@@ -21,10 +21,24 @@ TEMPLATES = {
     "first": ("what is the first word on the {ref}?", "what is the top word on the {ref}?"),
     "second": ("what is the second word on the {ref}?", "which word comes second on the {ref}?"),
 }
-"""kind: two ways to ask; {ref} names an object, {word} is a word in the image."""
+"""TextVQA's kinds, each with two ways to ask; {ref} names an object, {word} is a word in the image."""
+
+STVQA_TEMPLATES = {
+    "say": ("what text is on the {ref}?", "what does the {ref} read?"),
+    "number": ("what is the number on the {ref}?", "what digits are on the {ref}?"),
+    "price": ("what is the price of the {ref}?", "what price does the {ref} show?"),
+    "brand": ("what is the brand of the {ref}?", "which company made the {ref}?"),
+    "first": ("what is the first word of the {ref}?", "what is the upper word on the {ref}?"),
+    "second": ("what is the last word of the {ref}?", "what is the lower word on the {ref}?"),
+    "by colour": ("what is written on the {colour} object?", "what does the {colour} thing read?"),
+    "rightmost": ("what is written on the rightmost object?", "what does the object on the right read?"),
+    "highest": ("what is written on the highest object?", "what does the object at the top read?"),
+    "partner": ("which word is next to {word}?", "what else is on the object that reads {word}?"),
+}
+"""ST-VQA's kinds: every answer is written in the image; {colour} is one object's alone."""
 
 MAX_QUESTIONS = 5
-"""Every scene with words has at least this many different questions."""
+"""Every scene with words has at least this many different questions of ``TEMPLATES``."""
 
 _GIVING_UP = ("unanswerable", "answering does not require reading text in the image", "not sure")
 
@@ -38,8 +52,12 @@ class Question:
     kind: str
 
 
-def make_questions(scene: Scene, count: int, rng: random.Random) -> list[Question]:
+def make_questions(
+    scene: Scene, count: int, rng: random.Random, templates: dict[str, tuple[str, str]] = TEMPLATES
+) -> list[Question]:
     """``count`` different questions about ``scene``, of different kinds as far as possible.
+
+    With ``STVQA_TEMPLATES`` there can be fewer: a scene of one short word has little to ask about.
 
     Raises:
         ValueError: ``count`` is not from 1 to ``MAX_QUESTIONS``, or the scene has no words to ask about.
@@ -49,24 +67,25 @@ def make_questions(scene: Scene, count: int, rng: random.Random) -> list[Questio
     if not any(thing.words for thing in scene.objects):
         raise ValueError(f"scene {scene.seed} has no words to ask about")
     candidates: dict[str, list[Question]] = {}
-    for question in _candidates(scene, rng):
+    for question in _candidates(scene, rng, templates):
         candidates.setdefault(question.kind, []).append(question)
     for questions in candidates.values():
         rng.shuffle(questions)
     chosen: list[Question] = []
-    while len(chosen) < count:
+    while len(chosen) < count and any(candidates.values()):
         kinds = [kind for kind, questions in candidates.items() if questions]
         for kind in rng.sample(kinds, min(len(kinds), count - len(chosen))):
             chosen.append(candidates[kind].pop())
     return chosen
 
 
-def _candidates(scene: Scene, rng: random.Random) -> list[Question]:
+def _candidates(scene: Scene, rng: random.Random, templates: dict[str, tuple[str, str]]) -> list[Question]:
     """All questions that have one answer in this scene, each put in one of its two ways."""
     found: list[Question] = []
 
     def ask(kind: str, answer: str, **names: str) -> None:
-        found.append(Question(rng.choice(TEMPLATES[kind]).format(**names), answer, kind))
+        if kind in templates:
+            found.append(Question(rng.choice(templates[kind]).format(**names), answer, kind))
 
     all_words = [word.text.lower() for thing in scene.objects for word in thing.words]
     for thing in scene.objects:
@@ -86,9 +105,16 @@ def _candidates(scene: Scene, rng: random.Random) -> list[Question]:
         ask("yes/no", "yes", ref=ref, word=rng.choice(words))
         others = [word for word in all_words if word not in words] or [w for w in LEXICON["word"] if w not in words]
         ask("yes/no", "no", ref=ref, word=rng.choice(others))
-    left = sorted(scene.objects, key=lambda thing: thing.box[0])
-    if len(left) > 1 and left[0].words and left[1].box[0] - left[0].box[0] > 0.06 * scene.image.width:
-        ask("leftmost", " ".join(word.text.lower() for word in left[0].words))
+        if sum(other.colour == thing.colour for other in scene.objects) == 1:
+            ask("by colour", " ".join(words), colour=thing.colour)
+        if len(words) == 2:
+            for word, partner in (words, reversed(words)):
+                ask("partner", partner, word=word)
+    for kind, side, sign in (("leftmost", 0, 1), ("rightmost", 2, -1), ("highest", 1, 1)):
+        first, *others = sorted(scene.objects, key=lambda thing: sign * thing.box[side])
+        clear = others and abs(others[0].box[side] - first.box[side]) > 0.06 * scene.image.width
+        if clear and first.words:
+            ask(kind, " ".join(word.text.lower() for word in first.words))
     return found
 
 

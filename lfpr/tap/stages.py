@@ -90,9 +90,9 @@ class TAPExperiment:
     def root(self) -> Path:
         """The data folder; the mini profile's is rendered when first needed."""
         if self.profile == "mini":
-            from lfpr.mini.datasets import write_textvqa
+            from lfpr.mini.datasets import write_tap
 
-            write_textvqa(self.data_root, self.settings.train_images, self.settings.val_images)
+            write_tap(self.data_root, self.spec.dataset, self.settings.train_images, self.settings.val_images)
         return self.data_root
 
     def data(self, split: str, targets: bool = False, **options) -> TAPDataset:
