@@ -237,7 +237,7 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     """Train baseline ``name``, write ``NAME.safetensors`` (float16) and ``NAME.json`` (config, recipe, score)."""
     baseline = BASELINES[name]
     recipe = recipe or baseline.recipe
-    dataset = experiments.EXPERIMENTS[name].dataset
+    dataset = experiments.TAP_EXPERIMENTS[name].dataset
     root = runs / "data" / f"{dataset}-baseline"
     settings = experiments.SETTINGS["mini"]
     write_tap(root, dataset, baseline.train_images, settings.val_images)
@@ -251,7 +251,7 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     start = None
     if recipe.start:
         state = load_file(folder / f"{recipe.start}.safetensors")
-        start = translated(state, TAP(config), experiments.EXPERIMENTS[recipe.start].dataset, dataset)
+        start = translated(state, TAP(config), experiments.TAP_EXPERIMENTS[recipe.start].dataset, dataset)
     began = time.perf_counter()
     model = train_tap(config, data.preload(), ngrams, recipe, start)
     minutes = (time.perf_counter() - began) / 60

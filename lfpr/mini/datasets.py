@@ -118,10 +118,10 @@ def write_tap(
     if not 0 <= parameters["ocr_error"] <= 1:
         raise ValueError(f"ocr_error is {ocr_error!r}, must be from 0 to 1")
     parameters |= {"dataset": dataset, "format": FORMAT}
-    return _make_once(Path(root).resolve(), parameters, partial(_build_tap, progress=progress))
+    return make_once(Path(root).resolve(), parameters, partial(_build_tap, progress=progress))
 
 
-def _make_once(root: Path, parameters: dict, build: Callable[[Path, dict], None]) -> dict:
+def make_once(root: Path, parameters: dict, build: Callable[[Path, dict], None]) -> dict:
     """Fill ``root`` with ``build(folder, parameters)`` unless its ``dataset.json`` has these parameters."""
     stamp = root / "dataset.json"
     root.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,69 @@
+"""CLIP: its inputs from MSCOCO, objectives for mask gradients, label-free distillation, retrieval and cascades.
+
+The experiment itself is ``lfpr.open_experiment("clip-mscoco")``.
+"""
+
+from lfpr.clip.coco import COCOCaptions, batches, captions, check, images
+from lfpr.clip.controls import uniform, with_neurons_by
+from lfpr.clip.distil import distil, distillation_loss, loader
+from lfpr.clip.objectives import (
+    Attached,
+    contrastive,
+    contrastive_loss,
+    image_features,
+    label_free,
+    text_features,
+)
+from lfpr.clip.processor import Processor
+from lfpr.clip.retrieval import (
+    Encoded,
+    cascade,
+    compare,
+    eccv_metrics,
+    encode_images,
+    encode_texts,
+    image_speedup,
+    match,
+    recall,
+    vision_cost,
+)
+
+__all__ = [
+    "Attached",
+    "COCOCaptions",
+    "Encoded",
+    "Processor",
+    "batches",
+    "captions",
+    "cascade",
+    "check",
+    "compare",
+    "contrastive",
+    "contrastive_loss",
+    "distil",
+    "distillation_loss",
+    "eccv_metrics",
+    "encode_images",
+    "encode_texts",
+    "image_features",
+    "image_speedup",
+    "images",
+    "label_free",
+    "loader",
+    "match",
+    "published_masks",
+    "published_scales",
+    "recall",
+    "text_features",
+    "uniform",
+    "vision_cost",
+    "with_neurons_by",
+]
+
+
+def __getattr__(name: str):
+    if name in ("published_masks", "published_scales"):  # they bring in pandas
+        import lfpr.clip.published
+
+        return getattr(lfpr.clip.published, name)
+    raise AttributeError(f"module 'lfpr.clip' has no attribute {name!r}")

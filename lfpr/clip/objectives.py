@@ -1,0 +1,93 @@
+"""Objectives whose mask gradients score the heads and neurons of CLIP's vision tower, and the features they need.
+
+*Fisher*: CLIP's own contrastive loss between the images and their captions, as the published fork of Kwon et al.'s
+framework uses it. *Label-free*: images alone; how far an image's raw feature reaches in the direction that the unpruned
+model gives it. (The cosine of a feature with itself is 1 whatever the masks do to its length, and stationary where they
+are all one: its gradient is zero, and scores nothing.)
+
+Neither text features nor unpruned image features depend on the masks: they are computed once, without gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Batch = dict[str, Tensor]
+IMAGE, CAPTION = ("image_id",), ("image_id", "caption")  # what a row of features belongs to
+
+
+def image_features(clip: nn.Module, batch: Batch) -> Tensor:
+    """Raw image features [B, D] of ``pixel_values`` [B, 3, H, W]: not normalised."""
+    return clip.visual_projection(clip.vision_model(pixel_values=batch["pixel_values"]).pooler_output)
+
+
+def text_features(clip: nn.Module, batch: Batch) -> Tensor:
+    """Raw text features [B, D] of ``input_ids`` and ``attention_mask`` [B, T]: not normalised."""
+    text = clip.text_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    return clip.text_projection(text.pooler_output)
+
+
+class Attached:
+    """``batches`` with ``batch[name]`` [B, D] added: a row per sample, computed when the sample is first met, and kept.
+
+    encode(batch): the rows of a batch, called in evaluation mode without gradient, so at most once a sample. key: the
+    entries of a batch that identify a sample. rows: those already known, by tuples of key values. Only features are
+    kept. Iterate it outside ``encoder.masked`` if ``encode`` runs that encoder.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        name: str,
+        encode: Callable[[Batch], Tensor],
+        key: tuple[str, ...] = IMAGE,
+        rows: dict[tuple[int, ...], Tensor] | None = None,
+    ) -> None:
+        self.batches, self.name, self.encode, self.key = batches, name, encode, key
+        self.rows = {} if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            samples = list(zip(*(batch[part].tolist() for part in self.key), strict=True))
+            if not all(sample in self.rows for sample in samples):
+                with torch.no_grad():
+                    self.rows |= zip(samples, self.encode(batch), strict=True)
+            yield batch | {self.name: torch.stack([self.rows[sample] for sample in samples])}
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
+    """CLIP's loss of image and text features [B, D] of the same order; ``logit_scale`` is the model's, a logarithm."""
+    logits = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T * logit_scale.exp()
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def contrastive(clip: nn.Module) -> Callable[[Batch], Tensor]:
+    """The Fisher objective: ``contrastive_loss`` of batches that carry ``text_features`` [B, D] (see ``Attached``).
+
+    It compares the images of a batch with each other, so it has no gradient per sample.
+    """
+
+    def objective(batch: Batch) -> Tensor:
+        return contrastive_loss(image_features(clip, batch), batch["text_features"], clip.logit_scale.detach())
+
+    return objective
+
+
+def label_free(clip: nn.Module) -> Callable[[Batch], Tensor]:
+    """The label-free objective: the sum over images of raw feature · unit vector of its unpruned feature.
+
+    Batches carry the unpruned ``image_features`` [B, D] (see ``Attached``).
+    """
+
+    def objective(batch: Batch) -> Tensor:
+        return (image_features(clip, batch) * F.normalize(batch["image_features"], dim=-1)).sum()
+
+    return objective

@@ -1,0 +1,113 @@
+"""What the notebooks show of the CLIP experiment: images and captions, its objective, what its models find.
+
+``lfpr.tap.pictures`` has functions of the same names for TAP.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from torch.nn import functional as F
+
+from lfpr.clip.coco import COCOCaptions, read_image
+from lfpr.clip.objectives import image_features
+from lfpr.figures import DOUBLE, SINGLE, STYLE
+from lfpr.gradients import collect_gradients
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+QUERIES, FOUND = 3, 5
+BLUE, ORANGE = "#0173b2", "#de8f05"
+
+
+def examples(experiment) -> Figure:
+    """Eight validation images with their first captions."""
+    data = experiment.data("val", captions="first", limit=8)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((DOUBLE, 4.2), layout="constrained")
+        for panel, index in zip(figure.subplots(2, 4).flat, range(len(data)), strict=False):
+            panel.imshow(data.image(index))
+            panel.set_title(textwrap.fill(data.pairs[index].text, 30), fontsize=6.5)
+            panel.set_axis_off()
+    return figure
+
+
+def statistics(experiment) -> Figure:
+    """How many words the validation captions have."""
+    words = [len(pair.text.split()) for pair in experiment.data("val", captions="all").pairs]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((SINGLE, 1.9), layout="constrained")
+        panel = figure.subplots()
+        panel.hist(words, range(min(words), max(words) + 2), color=BLUE, align="left", rwidth=0.8)
+        panel.set(xlabel="Words in the caption", ylabel="Captions")
+    return figure
+
+
+def objective(experiment, seed: int = 0) -> Figure:
+    """Size of the head mask gradients by layer, of one batch: raw feature · own direction, and the cosine, which has
+    none but rounding errors."""
+    batch = next(iter(experiment.batches("label-free", seed)))
+
+    def cosine(batch):
+        found, own = image_features(experiment.model, batch), batch["image_features"]
+        return F.cosine_similarity(found, own).sum()
+
+    objectives = {"raw feature · own direction": experiment.objective("label-free"), "cosine with itself": cosine}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((SINGLE, 2.2), layout="constrained")
+        panel = figure.subplots()
+        for (label, function), color in zip(objectives.items(), (BLUE, ORANGE), strict=True):
+            heads = collect_gradients(experiment.encoder, [batch], function).heads[0].abs().mean(1)
+            panel.semilogy(range(1, len(heads) + 1), heads, "o-", color=color, label=label)
+        panel.set(xlabel="Layer", ylabel="Mean |gradient| of its heads")
+        panel.grid(True)
+        panel.legend()
+    return figure
+
+
+def compare(experiment, models: Mapping[str, CLIPModel]) -> tuple[Figure, dict[str, float]]:
+    """The five best images for three captions by every model, the right one framed; and how much each model's ten best
+    images for all captions overlap with those of the first model, on average."""
+    texts, pairs = experiment.reference.texts.features, experiment.reference.pairs
+    best = {name: best_images(experiment.encode(model).features, texts) for name, model in models.items()}
+    first = next(iter(best.values()))
+    same = {name: (found[:, :, None] == first[:, None]).any(-1).float().mean().item() for name, found in best.items()}
+    data = experiment.data(
+        "val", captions=experiment.settings.eval_captions, limit=experiment.settings.num_eval or None
+    )
+    return _found(experiment, data, best, pairs), same
+
+
+def best_images(images: torch.Tensor, texts: torch.Tensor, count: int = 10) -> torch.Tensor:
+    """Rows [T, count] of the images [I, D] that are nearest to each text [T, D] by cosine, the nearest first."""
+    similarity = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T
+    return similarity.topk(min(count, len(images)), dim=1).indices
+
+
+def _found(experiment, data: COCOCaptions, best: Mapping[str, torch.Tensor], pairs: torch.Tensor) -> Figure:
+    ids, names = experiment.reference.images.image_id.tolist(), {pair.image_id: pair for pair in data.pairs}
+    captions = {pair.caption_id: pair.text for pair in data.pairs}
+    queries = range(min(QUERIES, len(pairs)))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((DOUBLE, 1.25 * len(queries) * len(best)), layout="constrained")
+        panels = figure.subplots(len(queries) * len(best), FOUND, squeeze=False)
+        for panel in panels.flat:
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
+        for row, (query, name) in enumerate((query, name) for query in queries for name in best):
+            text = captions[experiment.reference.texts.caption_id[query].item()]
+            panels[row, 0].set_ylabel(name)
+            if name == next(iter(best)):
+                panels[row, 0].set_title(text, loc="left")
+            for panel, image in zip(panels[row], best[name][query].tolist(), strict=False):
+                pair = names[ids[image]]
+                panel.imshow(read_image(data.file(pair), pair.image_id))
+                if image == pairs[query]:
+                    panel.spines[:].set(visible=True, color=BLUE, linewidth=2.5)
+    return figure

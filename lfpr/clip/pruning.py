@@ -1,0 +1,276 @@
+"""From importance to the retrained model: the stages that make a small CLIP."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lfpr.clip import coco
+from lfpr.clip.baseline import CLIPBaseline, load_encoded, save_encoded
+from lfpr.clip.controls import uniform, with_neurons_by
+from lfpr.clip.distil import distil, extra, loader
+from lfpr.clip.objectives import CAPTION, Attached, Batch, contrastive, image_features, label_free, text_features
+from lfpr.clip.retrieval import encode_images
+from lfpr.clip.settings import CONTROLS, GRADIENTS, METHODS, UNSCALED
+from lfpr.gradients import MaskGradients, collect_gradients
+from lfpr.importance import activation_importance, magnitude, random_importance
+from lfpr.masks import Importance, Masks
+from lfpr.processes import with_helpers
+from lfpr.rearrange import rearrange
+from lfpr.rescale import Rescaled, rescale
+from lfpr.retrain import TrainableMasks
+from lfpr.runs import Stage, write_json
+from lfpr.saving import load_pruned, save_pruned
+from lfpr.shrink import shrink, verify_equivalent
+from lfpr.staged import Staged
+from lfpr.tap.settings import choose
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+
+class CLIPPruning(CLIPBaseline, Staged):
+    """Scores, masks, the pruned and the retrained model of a method and a budget."""
+
+    kind, methods, unscaled, budget = "clip", METHODS, UNSCALED, "MACs of the vision tower"
+
+    def importance(self, method: str = "fisher", seed: int = 0) -> Importance:
+        """Scores of all heads and neurons. ``seed`` chooses the sample of images, or the scores (random)."""
+        choose("method", method, METHODS + CONTROLS)
+        if method == "magnitude":
+            return magnitude(self.encoder)
+        if method == "random":
+            return random_importance(self.encoder, seed)
+        if method == "uniform":
+            return uniform(self.importance("fisher", seed))
+        if method in CONTROLS:
+            return with_neurons_by(self.importance("fisher", seed), self.importance(method.split("-")[1], seed))
+        return Importance.load(self._scores(method, seed).folder / "importance.safetensors")
+
+    def gradients(self, method: str = "fisher", seed: int = 0) -> MaskGradients:
+        """The mask gradients behind the importance of a gradient method."""
+        choose("method", method, GRADIENTS)
+        return MaskGradients.load(self._scores(method, seed).folder / "gradients.safetensors")
+
+    def _scores(self, method: str, seed: int) -> Stage:
+        def build(folder: Path) -> dict:
+            batches = self.batches(method, seed)
+            if method == "activation":
+                importance = activation_importance(self.encoder, batches, self._forward)
+            else:
+                per_sample = self.settings.per_sample and method == "label-free"
+                objective = self.objective(method)
+                gradients = collect_gradients(self.encoder, batches, objective, per_sample, progress=method)
+                gradients.save(folder / "gradients.safetensors")
+                importance = gradients.importance()
+            importance.save(folder / "importance.safetensors")
+            return {"samples": len(self.sample("train", self.settings.num_samples, seed))}
+
+        return self._stage("importance", {"method": method, "seed": seed} | self._sampling, build)
+
+    def objective(self, method: str) -> Callable[[Batch], Tensor]:
+        """The function of a batch whose mask gradients ``method`` scores with."""
+        choose("method", method, GRADIENTS)
+        return contrastive(self.model) if method == "fisher" else label_free(self.model)
+
+    def batches(self, method: str, seed: int) -> Iterable[Batch]:
+        """The training images that ``method`` scores with, and the features its objective needs."""
+        chosen = self.settings
+        indices = self.sample("train", chosen.num_samples, seed)
+        if method == "fisher":
+            pairs = coco.batches(
+                self.data("train", indices=indices), chosen.score_batch, self.processor, **self.reading
+            )
+            return Attached(pairs, "text_features", lambda batch: text_features(self.model, batch), CAPTION)
+        images = self.images("train", chosen.score_batch, indices=indices)
+        return Attached(images, "image_features", lambda batch: image_features(self.model, batch))
+
+    def rescale(self, masks: Masks, seed: int = 0, **options) -> Rescaled:
+        """Mask values by least squares against the unpruned tower, on training images (see ``lfpr.rescale``)."""
+        indices = self.sample("train", self.settings.rescale_samples, seed)
+        images = self.images("train", self.settings.rescale_batch, indices=indices)
+        return rescale(self.encoder, masks, images, self._forward, **{"ridge": self.settings.ridge} | options)
+
+    def prune(
+        self,
+        method: str = "fisher",
+        heuristic: str = "sum",
+        constraint: float = 0.4,
+        percentile: float = 50,
+        seed: int = 0,
+        rearranged: bool = True,
+        rescaled: bool = True,
+    ) -> Stage:
+        """Search, rearrange (where the method has gradients), rescale, shrink, verify, save, score.
+
+        Files: ``masks.safetensors``, ``features.safetensors`` (validation images) and the pruned model in ``model/``.
+        """
+        parameters = self.cell(
+            method, heuristic, constraint, percentile, seed, rearranged=rearranged, rescaled=rescaled
+        )
+
+        def build(folder: Path) -> dict:
+            masks = self._found(parameters, seed)
+            masks = self.rescale(masks, seed, folder=folder) if rescaled else masks
+            pruned = shrink(self.model, masks, self.model.vision_model)
+            largest = self.verify(masks, pruned)
+            masks.save(folder / "masks.safetensors")
+            return self._finish(pruned, folder) | scale_range(masks) | {"largest_difference": largest}
+
+        return self._stage("prune", parameters, build)
+
+    def retrain(
+        self,
+        method: str = "fisher",
+        heuristic: str = "sum",
+        constraint: float = 0.4,
+        percentile: float = 50,
+        seed: int = 0,
+        percent: float | None = None,
+        last_layers: int | None = None,
+        trained: str = "last",
+        rearranged: bool = True,
+        rescaled: bool = True,
+    ) -> Stage:
+        """Label-free distillation of the pruned model (see ``lfpr.clip.distil``), which goes on after an interruption.
+
+        ``percent`` of the training images, all by default, in as many steps. trained: "masks", "last" (with
+        ``last_layers``) or "all". Files: ``masks.safetensors`` (zero where removed), ``log.json``,
+        ``features.safetensors`` and ``model/``.
+        """
+        parameters = self.cell(
+            method, heuristic, constraint, percentile, seed, rearranged=rearranged, rescaled=rescaled
+        )
+        extra(self.model.vision_model, trained)
+        percent = 100 if percent is None else percent
+        if not 0 < percent <= 100:
+            raise ValueError(f"percent = {percent}: must be in (0, 100]")
+        chosen = self.settings
+        layers = chosen.rest.last_layers if last_layers is None else last_layers
+        rest = replace(chosen.rest, last_layers=layers if trained == "last" else 0)
+        amounts = {"percent": percent, "batch": chosen.retrain_batch, "steps": chosen.retrain_steps}
+        parameters |= amounts | {"trained": trained, "images": chosen.retrain_images, "rest": asdict(rest)}
+
+        path = self.runs.path("retrain", parameters | {"inputs": self.inputs})
+        checkpoint = path.with_name(f"{path.name}.checkpoint")  # outlives an interrupted build
+
+        def train() -> tuple[CLIPModel, TrainableMasks, list[dict]]:
+            pruned = self.prune(method, heuristic, constraint, percentile, seed, rearranged, rescaled)
+            model, batches = load_pruned(pruned.folder / "model"), self._distillation(percent, seed)
+            saving = {"checkpoint": checkpoint, "checkpoint_every": chosen.checkpoint_every}
+            return model, *distil(model, batches, rest, trained, **saving)
+
+        def build(folder: Path, call: Callable[[], None]) -> dict:
+            pruned = self.prune(method, heuristic, constraint, percentile, seed, rearranged, rescaled)
+            self.targets()
+            call()  # the processes that share the batches
+            model, values, log = train()
+            values.spread(Masks.load(pruned.folder / "masks.safetensors")).save(folder / "masks.safetensors")
+            write_json(folder / "log.json", log)
+            numbers = {"percent": percent, "last_layers": rest.last_layers, "iterations": len(log)}
+            return self._finish(model, folder) | numbers | {"minutes": log[-1]["seconds"] / 60}
+
+        def main(call: Callable[[], None]) -> Stage:
+            return self._stage("retrain", parameters, lambda folder: build(folder, call))
+
+        stage = with_helpers(main, train)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        return stage
+
+    def teach(self) -> Stage:
+        """What retraining learns from: the unpruned features."""
+        return self.targets()
+
+    def targets(self) -> Stage:
+        """The unpruned model's features of all training images that distillation may take."""
+        count = self.settings.retrain_images
+
+        def build(folder: Path) -> dict:
+            images = self.images("train", self.settings.eval_batch, limit=count or None)
+            found = encode_images(self.model, images, "targets")
+            save_encoded(folder / "features.safetensors", image=found)
+            return {"images": len(found.image_id)}
+
+        return self._stage("targets", {"images": count}, build)
+
+    def _distillation(self, percent: float, seed: int) -> DataLoader:
+        """Batches of training images and their targets."""
+        chosen = self.settings
+        (targets,) = load_encoded(self.targets().folder / "features.safetensors", "image")
+        data = self.data("train", limit=chosen.retrain_images or None)
+        images = coco.images(data, chosen.retrain_batch, self.processor)
+        readable = torch.isin(torch.tensor(data.image_ids), targets.image_id)
+        features = torch.zeros(len(readable), targets.features.shape[1])
+        features[readable] = targets.features
+        rows = readable.nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+        rows = rows[: max(1, round(len(rows) * percent / 100))]
+        return loader(images.reader, features, rows, chosen.retrain_batch, chosen.retrain_steps, seed, chosen.workers)
+
+    # ---- names and parts
+
+    def verify(self, masks: Masks, pruned: CLIPModel) -> float:
+        """The largest difference between masked and shrunk model in the features of some validation images.
+
+        Raises ``NotEquivalent`` if it is above 0.001.
+        """
+        images, tower = self.images("val", 32, indices=self.sample("val", 64, 0)), self.model.vision_model
+        return verify_equivalent(self.model, masks, pruned, images, image_features, atol=1e-3, part=tower)
+
+    @property
+    def pictures(self):
+        """The module of functions that draw what the notebooks show of this experiment."""
+        from lfpr.clip import pictures
+
+        return pictures
+
+    def measures(self, result: dict) -> dict[str, float]:
+        """The scores in a stage's result by the names of their measures, in 0 … 1."""
+        names = {"r1": "Recall@1", "r5": "Recall@5", "r10": "Recall@10", "i2t_r1": "image→text Recall@1"}
+        return {label: result[name] for name, label in names.items()}
+
+    def cell(self, method: str = "fisher", *place, rearranged: bool = True, rescaled: bool = True, **more) -> dict:
+        """The parameters that name a pruned model, checked; ``rearranged`` only where the method has gradients."""
+        choose("method", method, METHODS + CONTROLS)
+        steps = {"rearranged": rearranged and method in GRADIENTS, "rescaled": rescaled}
+        cell = {"method": method} | self.budget_of(*place, **more) | steps
+        return cell | self._sampling | (self._rescaling if rescaled else {}) | self._evaluation
+
+    @property
+    def _sampling(self) -> dict:
+        chosen = self.settings
+        return {"num_samples": chosen.num_samples, "batch": chosen.score_batch, "per_sample": chosen.per_sample}
+
+    @property
+    def _rescaling(self) -> dict:
+        return {"rescale_samples": self.settings.rescale_samples, "ridge": self.settings.ridge}
+
+    def _found(self, cell: dict, seed: int) -> Masks:
+        """The masks of a cell after search and rearrangement."""
+        method = cell["method"]
+        importance = self.importance(method, seed)
+        masks = self.masks(importance, method, cell["heuristic"], cell["constraint"], cell["percentile"])
+        return rearrange(masks, self.gradients(method, seed)) if cell["rearranged"] else masks
+
+    def _finish(self, model: CLIPModel, folder: Path) -> dict:
+        """Save a pruned model and its validation features; its size and recall."""
+        images = self.encode(model)
+        save_encoded(folder / "features.safetensors", image=images)
+        save_pruned(model, folder / "model")
+        return self.describe(model) | self.score(images.features)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        return self.model.vision_model(pixel_values=batch["pixel_values"]).pooler_output
+
+
+def scale_range(masks: Masks) -> dict:
+    """The smallest and the largest mask value of what is kept; None if that is nothing."""
+    kept = torch.cat([part[part != 0] for part in (masks.heads, masks.neurons)])
+    return {f"scale_{name}": getattr(kept, name)().item() if len(kept) else None for name in ("min", "max")}

@@ -1,0 +1,279 @@
+"""Image-text retrieval: Recall@K both ways, and cascades in which a pruned model ranks and the full one re-ranks.
+
+Cascades (bi-encoder cascades, arXiv 2303.15595): all images are encoded by a cheap model; only those that some query
+brings among its top m are ever encoded by the full one. With f the fraction of images to which that ever happens, image
+encoding costs t(pruned) + f · t(full) an image instead of t(full).
+
+Ties count against the query: an image that scores as high as the right one ranks before it. A collapsed model, whose
+image features are all alike, thus finds nothing instead of everything. Similarities are cosines in float64, in chunks,
+so that 5,000 images by 25,000 captions take no more memory than some rows of that table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lfpr.clip.objectives import Batch, image_features, text_features
+from lfpr.cost import MacCost
+from lfpr.encoder import prunable
+from lfpr.shrink import _evaluating
+
+TIE = 1e-12  # cosines that differ by less are equal up to the order of summation
+CHUNK = 256  # rows of the similarity table in memory
+
+
+class Encoded(NamedTuple):
+    """Raw features [n, D], whose image each row is or describes [n], and COCO's caption ids [n] (None for images)."""
+
+    features: Tensor
+    image_id: Tensor
+    caption_id: Tensor | None = None
+
+
+def encode_images(clip: nn.Module, batches: Iterable[Batch], progress: str | None = None) -> Encoded:
+    """Image features of all batches, in order. Raises ValueError naming images whose features are not finite."""
+    features, ids = _encode(clip, batches, image_features, ("image_id",), progress)
+    check_finite("image features", features, ids["image_id"])
+    return Encoded(features, ids["image_id"])
+
+
+def encode_texts(clip: nn.Module, batches: Iterable[Batch], progress: str | None = None) -> Encoded:
+    """Caption features of all batches, in order. Raises ValueError naming captions whose features are not finite."""
+    features, ids = _encode(clip, batches, text_features, ("image_id", "caption_id"), progress)
+    check_finite("text features", features, ids["caption_id"])
+    return Encoded(features, **ids)
+
+
+@torch.no_grad()
+def _encode(clip: nn.Module, batches: Iterable[Batch], encode: Callable, names: tuple[str, ...], progress: str | None):
+    found, ids = [], {name: [] for name in names}
+    if progress:
+        from tqdm import tqdm
+
+        batches = tqdm(batches, desc=progress, leave=False)
+    with _evaluating(clip):
+        for batch in batches:
+            found.append(encode(clip, batch).float().cpu())
+            for name in names:
+                ids[name].append(batch[name])
+    if not found:
+        raise ValueError("batches: there is none, so there is nothing to encode")
+    return torch.cat(found), {name: torch.cat(values) for name, values in ids.items()}
+
+
+def check_finite(name: str, features: Tensor, ids: Tensor | None = None) -> None:
+    """ValueError naming the rows (by ``ids``, otherwise by number) with NaN or infinite features."""
+    bad = (~features.isfinite()).any(-1).nonzero().flatten()
+    if len(bad):
+        which = (bad if ids is None else ids[bad])[:5].tolist()
+        raise ValueError(f"{name}: {len(bad)} of {len(features)} are NaN or infinite, the first {which}")
+
+
+def match(images: Encoded, texts: Encoded) -> Tensor:
+    """For each text, the row of its image. Raises ValueError if a text's image is not there."""
+    row = {image_id: i for i, image_id in enumerate(images.image_id.tolist())}
+    missing = [image_id for image_id in texts.image_id.tolist() if image_id not in row]
+    if missing:
+        raise ValueError(f"texts: {len(missing)} describe images that were not encoded, such as {missing[:3]}")
+    return torch.tensor([row[image_id] for image_id in texts.image_id.tolist()])
+
+
+def recall(
+    image_features: Tensor, text_features: Tensor, k: tuple[int, ...] = (1, 5, 10), pairs: Tensor | None = None
+) -> dict[str, float]:
+    """``r1``, ``r5``, ``r10`` (text→image) and ``i2t_r1`` ... (image→text): the share of queries with a right answer
+    among the first K.
+
+    image_features [I, D], text_features [T, D], finite, of any length. pairs [T]: the row of each text's image, by
+    default the same row. An image's captions do not compete with each other. Images without captions are no queries,
+    but can be found. Raises ValueError for other shapes or values.
+    """
+    images, texts, pairs = _checked(image_features, text_features, pairs)
+    text_ranks = torch.cat([rank for _, _, rank in _ranks(images, texts, pairs)])
+    image_ranks = _image_ranks(images, texts, pairs)
+    return _at(k, text_ranks) | _at(k, image_ranks, "i2t_")
+
+
+def _checked(images: Tensor, texts: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit features in float64, and the row of each text's image."""
+    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1] or not len(texts):
+        raise ValueError(f"features: shapes {tuple(images.shape)} of images and {tuple(texts.shape)} of texts")
+    if pairs is None and len(images) != len(texts):
+        raise ValueError(f"pairs: needed to match {len(texts)} texts with {len(images)} images")
+    pairs = torch.arange(len(texts)) if pairs is None else torch.as_tensor(pairs)
+    if pairs.shape != texts.shape[:1] or not 0 <= pairs.min() <= pairs.max() < len(images):
+        raise ValueError(f"pairs: expected a row of {len(images)} images for each of {len(texts)} texts")
+    check_finite("image features", images)
+    check_finite("text features", texts)
+    return F.normalize(images.double(), dim=-1), F.normalize(texts.double(), dim=-1), pairs
+
+
+def _ranks(images: Tensor, texts: Tensor, pairs: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Per chunk of texts: which, similarities [c, I], and how many other images score at least as the right one [c]."""
+    for start in range(0, len(texts), CHUNK):
+        part = slice(start, start + CHUNK)
+        similarity = texts[part] @ images.T
+        own = similarity.gather(1, pairs[part, None])
+        yield part, similarity, (similarity >= own - TIE).sum(1) - 1
+
+
+def _image_ranks(images: Tensor, texts: Tensor, pairs: Tensor) -> Tensor:
+    """For each image with captions, how many other images' captions score at least as its best own one."""
+    captioned, ranks = pairs.unique(), []
+    for rows in captioned.split(CHUNK):
+        similarity = images[rows] @ texts.T
+        own = pairs == rows[:, None]
+        best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        ranks.append(((similarity >= best - TIE) & ~own).sum(1))
+    return torch.cat(ranks)
+
+
+def _at(k: Iterable[int], ranks: Tensor, prefix: str = "") -> dict[str, float]:
+    return {f"{prefix}r{n}": (ranks < n).double().mean().item() for n in k}
+
+
+def cascade(
+    pruned_features: Tensor,
+    full: Tensor | Callable[[Tensor], Tensor],
+    text_features: Tensor,
+    m: int = 50,
+    k: tuple[int, ...] = (1, 5, 10),
+    pairs: Tensor | None = None,
+) -> dict:
+    """Text→image Recall@K when the pruned model ranks all images and the full one re-ranks each query's top ``m``.
+
+    pruned_features [I, D], text_features [T, D], pairs as in ``recall``. full: features [I, D], or a function that
+    encodes images given by their rows [n] and is called once, with those that reach some top m. Returns ``r1`` ...,
+    ``m``, ``reranked`` (f: share of images that were re-ranked for some query) and ``growth``: [queries, f] after the
+    first 1, 2, 4, 8, ... queries. Below the top m the pruned model's order stays.
+    """
+    images, texts, pairs = _checked(pruned_features, text_features, pairs)
+    if not 1 <= m <= len(images):
+        raise ValueError(f"m = {m}: must be from 1 to the {len(images)} images")
+    shortlists, ranks = [], []
+    for _, similarity, rank in _ranks(images, texts, pairs):
+        shortlists.append(similarity.topk(m).indices)
+        ranks.append(rank)
+    shortlist, rank = torch.cat(shortlists), torch.cat(ranks)
+    first = _first_query(shortlist, len(images))
+    strong = _strong(full, images, (first < len(texts)).nonzero().flatten())
+    for start in range(0, len(texts), CHUNK):
+        part = slice(start, start + CHUNK)
+        similarity = torch.einsum("cmd,cd->cm", strong[shortlist[part]], texts[part])
+        own = (strong[pairs[part]] * texts[part]).sum(1, keepdim=True)
+        others = shortlist[part] != pairs[part, None]
+        reranked = ((similarity >= own - TIE) & others).sum(1)
+        rank[part] = torch.where(rank[part] < m, reranked, rank[part])
+    numbers = [2**i for i in range((len(texts) - 1).bit_length())] + [len(texts)]
+    growth = [[number, (first < number).double().mean().item()] for number in numbers]
+    return _at(k, rank) | {"m": m, "reranked": growth[-1][1], "growth": growth}
+
+
+def _first_query(shortlist: Tensor, images: int) -> Tensor:
+    """For each image, the first query whose shortlist [T, m] holds it; T if none does."""
+    first = torch.full((images,), len(shortlist))
+    query = torch.arange(len(shortlist))[:, None].expand_as(shortlist)
+    return first.scatter_reduce(0, shortlist.flatten(), query.flatten(), "amin")
+
+
+def _strong(full: Tensor | Callable[[Tensor], Tensor], images: Tensor, rows: Tensor) -> Tensor:
+    """The full model's unit features in float64; zeros for images that no query needs."""
+    if not callable(full) and full.shape != images.shape:
+        raise ValueError(f"full: features {tuple(full.shape)}, expected {tuple(images.shape)} as of the pruned model")
+    found = full(rows) if callable(full) else full[rows]
+    if found.shape != (len(rows), images.shape[1]):
+        raise ValueError(f"full: it gave {tuple(found.shape)}, expected {(len(rows), images.shape[1])}")
+    check_finite("full features", found, rows)
+    strong = torch.zeros_like(images)
+    strong[rows] = F.normalize(found.double(), dim=-1)
+    return strong
+
+
+def image_speedup(full_time: float, pruned_time: float, fraction: float) -> float:
+    """How much less time encoding all images takes: t(full) / (t(pruned) + f · t(full)), times of one image.
+
+    With f = m / I it is the speed-up of answering the first query over a collection of I new images.
+    """
+    if not (full_time > 0 and pruned_time > 0 and 0 <= fraction <= 1):
+        raise ValueError(f"times {full_time}, {pruned_time} must be above 0, fraction = {fraction} in [0, 1]")
+    return full_time / (pruned_time + fraction * full_time)
+
+
+@torch.no_grad()
+def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 9) -> dict[str, dict]:
+    """For each CLIP model: ``parameters`` and ``macs`` of its vision layers, ``megabytes`` of all its weights in
+    float32, and ``ms_per_image`` of image encoding. The models take turns; of ``repeats`` runs the fastest counts,
+    which other processes disturb least."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(repeats + 1):
+        for name, model in models.items():
+            start = time.perf_counter()
+            image_features(model, batch)
+            seconds[name].append(time.perf_counter() - start)
+    table = {}
+    for name, model in models.items():
+        encoder = prunable(model.vision_model)
+        table[name] = {
+            "parameters": encoder.num_parameters,
+            "macs": vision_cost(model).of(sum(encoder.heads_per_layer), sum(encoder.neurons_per_layer)),
+            "megabytes": sum(p.numel() * 4 for p in model.parameters()) / 1e6,
+            "ms_per_image": 1000 * min(seconds[name][1:]) / len(batch["pixel_values"]),  # the first run warms up
+        }
+    return table
+
+
+def vision_cost(clip: nn.Module) -> MacCost:
+    """MACs of the vision layers for one image: its patches and the class token."""
+    vision = clip.config.vision_config
+    return MacCost(prunable(clip.vision_model), (vision.image_size // vision.patch_size) ** 2 + 1)
+
+
+def eccv_metrics(
+    image_features: Tensor, text_features: Tensor, image_id: Tensor, caption_id: Tensor
+) -> dict[str, float]:
+    """ECCV-Caption, CxC and COCO metrics (arXiv 2204.03359) by the package ``eccv_caption``, such as ``eccv_r1_t2i``.
+
+    For COCO's Karpathy test split: features of its 5,000 images [I, D] and 25,000 captions [T, D], COCO's ids of both.
+    Raises ImportError naming the extra if the package is absent, ValueError if captions of that split are.
+    """
+    try:
+        from eccv_caption import Metrics
+    except ImportError:
+        raise ImportError("ECCV-Caption metrics need the package eccv_caption: pip install 'lfpr[eccv]'") from None
+    metrics = Metrics()
+    missing = {int(i) for i in metrics.coco_ids} - set(caption_id.tolist())
+    if missing:
+        raise ValueError(
+            f"caption_id: lacks {len(missing)} captions of the Karpathy test split, such as {min(missing)}"
+        )
+    check_finite("image features", image_features, image_id)
+    check_finite("text features", text_features, caption_id)
+    images, texts = (F.normalize(features.double(), dim=-1) for features in (image_features, text_features))
+    recalls, eccv = ("coco_1k_recalls", "coco_5k_recalls", "cxc_recalls"), ("eccv_r1", "eccv_map_at_r")
+    found = metrics.compute_all_metrics(
+        best_answers(images, texts, image_id, caption_id),
+        best_answers(texts, images, caption_id, image_id),
+        target_metrics=(*recalls, *eccv, "eccv_rprecision"),
+        Ks=(1, 5, 10),
+    )
+    return {f"{name}_{way}": float(value) for name, ways in found.items() for way, value in ways.items()}
+
+
+def best_answers(
+    queries: Tensor, answers: Tensor, query_id: Tensor, answer_id: Tensor, top: int = 50
+) -> dict[int, list[int]]:
+    """Query id -> ids of the ``top`` most similar answers, best first; unit features [Q, D] and [A, D].
+
+    ECCV-Caption has at most 48 right answers to a query, so that 50 are enough.
+    """
+    found = {}
+    for part in torch.arange(len(queries)).split(CHUNK):
+        rows = (queries[part] @ answers.T).topk(min(top, len(answers))).indices
+        found |= zip(query_id[part].tolist(), answer_id[rows].tolist(), strict=True)
+    return found
