@@ -67,7 +67,8 @@ __all__ = [
     "verify_equivalent",
 ]
 
-_LAZY = {"tap", "experiments", "figures", "results", "runs", "mini", "sentences", "tables"}
+_LAZY = {"clip", "comparisons", "experiments", "explore", "figures", "grid", "mini", "page", "paper", "results", "runs",
+         "sentences", "tables", "tap"}  # fmt: skip
 
 
 def __getattr__(name: str):

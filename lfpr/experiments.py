@@ -3,37 +3,43 @@
 ``open_experiment("tap-textvqa", profile="mini")`` gives an object whose methods are the paper's stages. Each stage is
 loaded from ``runs/`` if it was computed with the same parameters on the same inputs, else computed and kept.
 
-* ``mini`` (default): a small trained baseline from ``data/mini`` on rendered scenes, written to disk in TAP's formats.
+* ``mini`` (default): a small trained baseline from ``data/mini`` on rendered scenes, written to disk in TAP's formats
+  or as MSCOCO captions.
 * ``full``: the user's own data and checkpoint, given by ``data_root`` and ``checkpoint`` (see ``data/README.md``).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lfpr.retrain import ReSt
 from lfpr.tap.layout import InputSizes
 from lfpr.tap.settings import SHIPPED, Settings, TAPSpec, choose
 from lfpr.tap.stages import TAPExperiment
 
+if TYPE_CHECKING:
+    from lfpr.clip.stages import CLIPExperiment
+
 __all__ = ["EXPERIMENTS", "PROFILES", "SETTINGS", "SHIPPED", "Settings", "TAPExperiment", "choose", "open_experiment"]
 
 PROFILES = ("mini", "full")
 
-EXPERIMENTS = {
+TAP_EXPERIMENTS = {
     "tap-textvqa": TAPSpec("textvqa", text_layers=3, mmt_layers=4),
     "tap-stvqa": TAPSpec("stvqa", text_layers=3, mmt_layers=4),
     "tap12-textvqa": TAPSpec("textvqa", text_layers=0, mmt_layers=12),
     "tap12-stvqa": TAPSpec("stvqa", text_layers=0, mmt_layers=12),
 }
+EXPERIMENTS = (*TAP_EXPERIMENTS, "clip-mscoco")
 
 
 SETTINGS = {
     "mini": Settings(
         sizes=InputSizes(question_tokens=20, ocr_tokens_text=32, obj_tokens_text=12, num_objects=4, num_ocr=12,
                          feature_size=128),
-        num_samples=1000,
+        num_samples=500,
         score_batch=50,
         per_sample=True,
         rest=ReSt(lr=1e-3, mask_lr=1e-2, cosine=True),
@@ -56,6 +62,9 @@ SETTINGS = {
 }  # fmt: skip
 
 
+DEEP_REST = replace(SETTINGS["mini"].rest, mask_lr=3e-2)  # 12 layers need faster masks in mini's few iterations
+
+
 def open_experiment(
     experiment: str = "tap-textvqa",
     profile: str = "mini",
@@ -63,27 +72,35 @@ def open_experiment(
     data_root: str | Path | None = None,
     checkpoint: str | Path | None = None,
     **settings,
-) -> TAPExperiment:
-    """The experiment, its inputs checked. ``settings`` override those of the profile (fields of ``Settings``).
+) -> TAPExperiment | CLIPExperiment:
+    """The experiment, its inputs checked. ``settings`` override those of the profile (fields of ``Settings``, for CLIP
+    of ``lfpr.clip.settings.CLIPSettings``); None leaves the profile's value.
 
     Raises ``ValueError`` naming the parameter for an unknown experiment, profile or setting, and
     ``FileNotFoundError`` or ``CheckpointError`` for missing inputs, before any work.
     """
     choose("experiment", experiment, EXPERIMENTS)
     choose("profile", profile, PROFILES)
-    unknown = set(settings) - set(Settings.__dataclass_fields__)
+    table = SETTINGS
+    if experiment not in TAP_EXPERIMENTS:  # transformers' CLIP takes a while to import
+        from lfpr.clip.settings import SETTINGS as table
+    settings = {name: value for name, value in settings.items() if value is not None}
+    known = [field.name for field in fields(table[profile])]
+    unknown = set(settings) - set(known)
     if unknown:
-        raise ValueError(f"unknown setting {sorted(unknown)}; there are {sorted(Settings.__dataclass_fields__)}")
-    chosen = replace(SETTINGS[profile], **settings)
-    for name in ("num_samples", "score_batch", "retrain_batch", "eval_batch"):
-        if getattr(chosen, name) < 1:
-            raise ValueError(f"{name} = {getattr(chosen, name)}: must be at least 1")
-    choose("word_vectors", chosen.word_vectors, ("fasttext", "hashed"))
+        raise ValueError(f"unknown setting {sorted(unknown)} of {experiment}; there are {sorted(known)}")
+    chosen = table[profile]
+    if profile == "mini" and experiment.startswith("tap12"):
+        chosen = replace(chosen, rest=DEEP_REST)
+    chosen = replace(chosen, **settings)
     if profile == "full" and not (data_root and checkpoint):
         raise ValueError(
             f"profile = 'full' needs data_root (found {data_root!r}) and checkpoint (found {checkpoint!r}): "
             "folders and files are listed in data/README.md"
         )
-    return TAPExperiment(
-        experiment, EXPERIMENTS[experiment], profile, Path(runs), data_root or None, checkpoint or None, chosen
-    )
+    given = profile, Path(runs), data_root or None, checkpoint or None, chosen
+    if experiment in TAP_EXPERIMENTS:
+        return TAPExperiment(experiment, TAP_EXPERIMENTS[experiment], *given)
+    from lfpr.clip.stages import CLIPExperiment
+
+    return CLIPExperiment(experiment, *given)

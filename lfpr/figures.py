@@ -1,8 +1,9 @@
-"""Every figure and table of the paper, drawn from the tidy tables in ``paper_figures/``.
+"""The main figures of the paper, drawn from the tidy tables in ``paper_figures/``.
 
 A figure is a function of a table and an experiment's name and returns a matplotlib ``Figure``; nothing goes through
-pyplot, so no state is shared and no display is needed. ``save`` and ``write_table`` write files that are the same
-bytes for the same numbers. ``write_all`` draws everything. The tables and their columns are listed in ``TABLES``.
+pyplot, so no state is shared and no display is needed. ``save`` writes files that are the same bytes for the same
+numbers. Their style is in ``lfpr.mplstyle``; the tables and their columns are listed in ``lfpr.tables``. More figures
+are in ``lfpr.comparisons`` and ``lfpr.clip.figures``; ``lfpr.paper`` draws everything.
 """
 
 from __future__ import annotations
@@ -18,98 +19,97 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lfpr.tables import (
-    HEURISTICS,
     METHODS,
-    TABLES,
-    accuracy_table,
-    caption,
     check_once,
+    kept_label,
     over_seeds,
-    part_label,
-    read,
+    retraining_name,
     score_label,
     scores,
     select,
+    sentence,
+    title,
     write_file,
-    write_table,
 )
 
+STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("lfpr.mplstyle"), use_default_template=False)
 DASHED = (0, (3, 1.5))
 SINGLE, DOUBLE = 3.5, 7.2  # width in inches of one and of two columns
-STYLE = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same figure on every machine
-    "font.size": 7,
-    "axes.labelsize": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "legend.fontsize": 6.5,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # text stays text
-}
+BOX = ("smallest", "lower", "median", "upper", "largest")  # what a box shows
 
 
-def accuracy_against_parameters(results: pd.DataFrame, experiment: str) -> Figure:
-    """Score (%) against parameters kept (%): a line per method, dashed and hollow before ReSt, solid and filled after.
+def accuracy_against_parameters(results: pd.DataFrame, experiment: str, heuristic: str = "sum") -> Figure:
+    """Score (%) against parameters (CLIP: MACs) kept (%): a line per method, dashed and hollow before retraining, solid
+    and filled after.
 
     Lines are means over seeds, bars reach from the lowest to the highest seed; the dotted line is the unpruned model.
-    A row of panels per search heuristic; the right panel enlarges the scores after ReSt, which lie close together.
-    Raises ``ValueError`` naming the table's missing column, experiment or odd value.
+    The right panel enlarges the scores after retraining, which lie close together. Raises ``ValueError`` naming the
+    table's missing column, experiment or odd value.
     """
     unpruned, pruned = scores(results, experiment)
-    heuristics = [name for name in HEURISTICS if (pruned.heuristic == name).any()]
+    pruned = select(pruned, "results", heuristic=heuristic)
     enlarge = pruned.retrained.any() and not pruned.retrained.all()
     with matplotlib.rc_context(STYLE):
-        figure = Figure((DOUBLE if enlarge else SINGLE, 0.4 + 2.3 * len(heuristics)), layout="constrained")
-        panels = figure.subplots(len(heuristics), 1 + enlarge, squeeze=False)
-        for row, heuristic in zip(panels, heuristics, strict=True):
-            rows = pruned[pruned.heuristic == heuristic]
-            _lines(row[0], rows, unpruned)
-            row[0].set(title=HEURISTICS[heuristic] if len(heuristics) > 1 else "", ylabel=score_label(experiment))
-            if enlarge:
-                row[0].set_title(f"{HEURISTICS[heuristic]}: before and after ReSt")
-                _lines(row[1], rows[rows.retrained], unpruned)
-                row[1].set_title(f"{HEURISTICS[heuristic]}: after ReSt, enlarged")
-        for panel in panels[-1]:
-            panel.set_xlabel(f"{part_label(experiment)} parameters kept (%)")
-        legend = [
-            Line2D([], [], color=color, marker=marker, label=label)
-            for method, (label, color, marker) in METHODS.items()
-            if (pruned.method == method).any()
-        ]
-        if not pruned.retrained.all():
-            legend.append(Line2D([], [], color="0.2", linestyle=DASHED, marker="o", mfc="white", label="Pruned"))
-        if pruned.retrained.any():
-            legend.append(Line2D([], [], color="0.2", marker="o", label="Pruned + ReSt"))
-        legend.append(Line2D([], [], color="0.3", linestyle=":", label=f"Unpruned ({100 * unpruned:.1f} %)"))
-        figure.legend(handles=legend, loc="outside upper center", ncols=len(legend) if enlarge else 3)
+        figure = Figure((DOUBLE if enlarge else SINGLE, 2.7), layout="constrained")
+        panels = figure.subplots(1, 1 + enlarge, squeeze=False)[0]
+        _lines(panels[0], pruned, unpruned)
+        panels[0].set_ylabel(score_label(experiment))
+        if enlarge:
+            name = retraining_name(experiment)
+            panels[0].set_title(f"Before and after {name}")
+            _lines(panels[1], pruned[pruned.retrained], unpruned)
+            panels[1].set_title(f"After {name}, enlarged")
+        for panel in panels:
+            panel.set_xlabel(f"{sentence(kept_label(experiment))} (%)")
+        handles = [*_methods(pruned), *before_and_after(pruned, experiment)]
+        handles.append(Line2D([], [], color="0.3", linestyle=":", label=f"Unpruned ({100 * unpruned:.1f} %)"))
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6 if enlarge else 3))
+    return figure
+
+
+def overview(results: pd.DataFrame) -> Figure:
+    """The curves of all experiments side by side, searched by sum of importance: ``accuracy_against_parameters`` in
+    small, with one scale."""
+    found = {experiment: scores(results, experiment) for experiment in results.experiment.unique()}
+    found = {experiment: (score, rows[rows.heuristic == "sum"]) for experiment, (score, rows) in found.items()}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((DOUBLE, 2.4), layout="constrained")
+        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        for panel, (experiment, (unpruned, rows)) in zip(panels, found.items(), strict=True):
+            _lines(panel, rows, unpruned, markersize=3)
+            panel.set(title=title(experiment), xlim=(10, 95), xticks=(20, 40, 60, 80), ylim=(0, 100))
+            what, *unit = sentence(f"{kept_label(experiment)} (%)").rsplit(" ", 3)
+            panel.set_xlabel(f"{what}\n{' '.join(unit)}")
+        panels[0].set_ylabel("Accuracy or Recall@1 (%)")
+        every = pd.concat([rows for _, rows in found.values()])
+        handles = _methods(every)
+        handles += [_handle(False, "Pruned"), _handle(True, "Retrained")]
+        handles.append(Line2D([], [], color="0.3", linestyle=":", label="Unpruned"))
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
     return figure
 
 
 def kept_per_layer(
     layers: pd.DataFrame, experiment: str, method: str = "label-free", seed: int = 0, heuristic: str = "sum"
 ) -> Figure:
-    """Heads and neurons kept in each layer (columns) at each constraint (rows): counts, shaded by the share kept."""
+    """Heads and neurons kept in each layer (columns) at each constraint, or percentile of searches by threshold (rows):
+    counts, shaded by the share kept."""
     rows = select(layers, "layers", experiment=experiment, method=method, heuristic=heuristic, seed=seed)
-    check_once(rows, "layers", ["constraint", "layer"])
+    by = "constraint" if heuristic == "sum" else "percentile"
+    check_once(rows, "layers", [by, "layer"])
     with matplotlib.rc_context(STYLE):
-        figure = Figure((DOUBLE, 0.9 + 0.24 * rows.constraint.nunique()), layout="constrained")
+        figure = Figure((DOUBLE, 0.9 + 0.24 * rows[by].nunique()), layout="constrained")
         panels = figure.subplots(1, 2)
         for panel, kind in zip(panels, ("heads", "neurons"), strict=True):
-            kept = rows.pivot(index="constraint", columns="layer", values=kind)
-            full = rows.pivot(index="constraint", columns="layer", values=f"full_{kind}")
+            kept = rows.pivot(index=by, columns="layer", values=kind)
+            full = rows.pivot(index=by, columns="layer", values=f"full_{kind}")
             shares = _heat_map(panel, 100 * kept / full, kept.map("{:.0f}".format), "Blues", (0, 100))
-            panel.set_yticks(panel.get_yticks(), [f"{100 * constraint:g}" for constraint in kept.index])
+            panel.set_yticks(
+                panel.get_yticks(), [f"{key if by == 'percentile' else 100 * key:g}" for key in kept.index]
+            )
             panel.set(xlabel="Layer", title=f"{kind.capitalize()} kept (of {full.max(axis=None):.0f})")
-        panels[0].set_ylabel(f"{part_label(experiment)} parameters\nkept (%)")
+        first, last = sentence(kept_label(experiment)).rsplit(" ", 1)
+        panels[0].set_ylabel(f"{first}\n{last} (%)" if by == "constraint" else "Percentile\nremoved (%)")
         figure.colorbar(shares, ax=panels, label="Share kept (%)", pad=0.01, aspect=12)
     return figure
 
@@ -149,14 +149,14 @@ def importance_map(
 
 
 def mask_values(values: pd.DataFrame, experiment: str, method: str = "label-free", seed: int = 0) -> Figure:
-    """Mask values after ReSt in each layer, coloured by constraint: a point per head, a box per layer's neurons.
+    """Mask values after retraining in each layer, coloured by constraint: a point per head, a box per layer's neurons.
 
-    Boxes span the quartiles, whiskers all values; the dotted line is 1, the value before ReSt.
+    Boxes span the quartiles, whiskers all values; the dotted line is 1, the value before retraining.
     """
     rows = select(values, "mask_values", experiment=experiment, method=method, seed=seed)
     rows = rows[rows.constraint.notna()]  # searches by threshold have none
     constraints, layers = sorted(rows.constraint.unique()), sorted(rows.layer.unique())
-    colors = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1, len(constraints)))
+    colors = shades(len(constraints))
     step = 0.84 / len(constraints)
     with matplotlib.rc_context(STYLE):
         figure = Figure((DOUBLE, 3.4), layout="constrained")
@@ -169,7 +169,7 @@ def mask_values(values: pd.DataFrame, experiment: str, method: str = "label-free
                 if kind == "head":
                     panel.plot(np.full(len(group), x), group, ".", color=colors[place], markersize=5, alpha=0.8, mew=0)
                 else:
-                    _box(panel, x, group, 0.7 * step, colors[place])
+                    draw_box(panel, x, five_numbers(group), 0.7 * step, colors[place])
             panel.axhline(1, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
             for border in np.arange(len(layers) - 1) + 0.5:
                 panel.axvline(border, color="0.9", linewidth=0.5, zorder=0)
@@ -178,14 +178,13 @@ def mask_values(values: pd.DataFrame, experiment: str, method: str = "label-free
             panel.tick_params(axis="x", length=0)
         panels[1].set_xlabel("Layer")
         names = [Patch(color=color, label=f"{100 * c:g}") for color, c in zip(colors, constraints, strict=True)]
-        figure.legend(
-            handles=names, loc="outside right center", title=f"{part_label(experiment)}\nparameters\nkept (%)"
-        )
+        label = sentence(kept_label(experiment)).replace(" ", "\n")
+        figure.legend(handles=names, loc="outside right center", title=f"{label} (%)")
     return figure
 
 
 def retraining(log: pd.DataFrame) -> Figure:
-    """Loss and gradient norm of ReSt by iteration (columns ``iteration``, ``loss``, ``grad_norm``), smoothed too."""
+    """Loss and gradient norm by iteration (columns ``iteration``, ``loss``, ``grad_norm``), smoothed too."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(DOUBLE, 2.0), layout="constrained")
         panels = figure.subplots(1, 2)
@@ -210,54 +209,65 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     return files
 
 
-def write_all(folder: str | Path) -> list[Path]:
-    """Draw every figure and table of every experiment in ``folder/results.csv``; returns the files written.
-
-    Mask values are drawn of experiments that were retrained. Raises ``FileNotFoundError`` or ``ValueError`` naming the
-    missing table or column.
-    """
-    folder = Path(folder)
-    tables = {name: read(folder, name) for name in TABLES}
-    results, files = tables["results"], []
-    for experiment in results.experiment.unique():
-        rows = results[results.experiment == experiment]
-        files += save(accuracy_against_parameters(results, experiment), folder, f"accuracy_{experiment}")
-        files += save(kept_per_layer(tables["layers"], experiment), folder, f"kept_{experiment}")
-        files += save(importance_map(tables["importance"], experiment), folder, f"importance_{experiment}")
-        if rows.retrained.any():
-            files += save(mask_values(tables["mask_values"], experiment), folder, f"mask_values_{experiment}")
-        for heuristic in HEURISTICS:
-            if not (rows.heuristic[rows.method != "unpruned"] == heuristic).any():
-                continue
-            name = f"table_{experiment}" + ("" if heuristic == "sum" else f"_{heuristic}")
-            table = accuracy_table(results, experiment, heuristic)
-            files += write_table(table, folder, name, caption(rows, heuristic))
-    return files
+def draw_points(panel, rows: pd.DataFrame, color: str, marker: str, retrained: bool, **style) -> None:
+    """Means over seeds against the mean share kept, in per cent, with bars from the lowest to the highest seed."""
+    points = over_seeds(rows).sort_values("fraction")
+    mean, low, high = (100 * points[name] for name in ("mean", "min", "max"))
+    panel.errorbar(
+        *(100 * points.fraction, mean, [mean - low, high - mean]),
+        **dict(color=color, marker=marker, mfc=color if retrained else "white", elinewidth=0.8, capsize=1.5),
+        **dict(linestyle="-" if retrained else DASHED) | style,
+    )
 
 
-def _lines(panel, rows: pd.DataFrame, unpruned: float) -> None:
-    """A line with bars per method, before and after ReSt, in the panel; methods named first lie on top."""
+def before_and_after(rows: pd.DataFrame, experiment: str) -> list[Line2D]:
+    """What dashed and solid lines stand for, where ``rows`` have them."""
+    labels = {False: "Pruned", True: f"Pruned + {retraining_name(experiment)}"}
+    return [_handle(retrained, label) for retrained, label in labels.items() if (rows.retrained == retrained).any()]
+
+
+def shades(count: int) -> np.ndarray:
+    """Colours from light to dark, one per constraint."""
+    return matplotlib.colormaps["viridis_r"](np.linspace(1, 0.15, count)[::-1])
+
+
+def five_numbers(values: pd.Series | np.ndarray) -> dict[str, float]:
+    """The numbers of a box: smallest, quartiles and median, largest."""
+    return dict(zip(BOX, np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist(), strict=True))
+
+
+def draw_box(panel, x: float, numbers: dict[str, float], width: float, color) -> None:
+    """A box from quartile to quartile, whiskers to the extremes, the median darker."""
+    smallest, lower, median, upper, largest = (numbers[name] for name in BOX)
+    panel.bxp(
+        [{"whislo": smallest, "q1": lower, "med": median, "q3": upper, "whishi": largest}],
+        **dict(positions=[x], widths=width, showcaps=False, showfliers=False, patch_artist=True, manage_ticks=False),
+        **dict(boxprops={"facecolor": color, "alpha": 0.5, "linewidth": 0}, medianprops={"color": color}),
+        whiskerprops={"color": color, "linewidth": 0.7},
+    )
+
+
+def _lines(panel, rows: pd.DataFrame, unpruned: float, **style) -> None:
+    """A line with bars per method, before and after retraining, in the panel; methods named first lie on top."""
     panel.axhline(100 * unpruned, color="0.3", linewidth=0.9, linestyle=":")
     for (method, retrained), line in rows.groupby(["method", "retrained"]):
         _, color, marker = METHODS[method]
-        points = over_seeds(line).sort_values("fraction")
-        mean, low, high = (100 * points[name] for name in ("mean", "min", "max"))
-        panel.errorbar(
-            *(100 * points.fraction, mean, [mean - low, high - mean]),
-            **dict(color=color, marker=marker, mfc=color if retrained else "white", elinewidth=0.8, capsize=1.5),
-            linestyle="-" if retrained else DASHED,
-            zorder=4 - list(METHODS).index(method) / len(METHODS) - (not retrained),
-        )
+        order = 4 - list(METHODS).index(method) / len(METHODS) - (not retrained)
+        draw_points(panel, line, color, marker, retrained, zorder=order, **style)
     panel.grid(True)
 
 
-def _box(panel, x: float, values: pd.Series, width: float, color) -> None:
-    line = {"color": color, "linewidth": 0.7}
-    panel.boxplot(
-        values,
-        **dict(positions=[x], widths=width, whis=(0, 100), showcaps=False, patch_artist=True, manage_ticks=False),
-        **dict(boxprops={"facecolor": color, "linewidth": 0}, whiskerprops=line, medianprops={"color": "white"}),
-    )
+def _methods(rows: pd.DataFrame) -> list[Line2D]:
+    return [
+        Line2D([], [], color=color, marker=marker, label=label)
+        for method, (label, color, marker) in METHODS.items()
+        if (rows.method == method).any()
+    ]
+
+
+def _handle(retrained: bool, label: str) -> Line2D:
+    return Line2D([], [], color="0.2", marker="o", linestyle="-" if retrained else DASHED,
+                  mfc="0.2" if retrained else "white", label=label)  # fmt: skip
 
 
 def _heat_map(panel, values: pd.DataFrame, text: pd.DataFrame | None, colormap: str, limits=(None, None)):

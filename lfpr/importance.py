@@ -15,19 +15,24 @@ from .replay import attention_weights
 from .shrink import _evaluating
 
 
-def magnitude(encoder: PrunableEncoder) -> Importance:
-    """Squared L2 norm of the weights that go with a head (its rows of query, key, value, its columns of the output
-    projection) or with a neuron (its rows into the FFN, its column out of it). Float64."""
+def magnitude(encoder: PrunableEncoder, norm: int = 2) -> Importance:
+    """Sum of the squared (``norm`` 2) or absolute (``norm`` 1) weights that go with a head (its rows of query, key,
+    value, its columns of the output projection) or with a neuron (its rows into the FFN, its column out of it).
+
+    Float64. Raises ValueError for another norm.
+    """
+    if norm not in (1, 2):
+        raise ValueError(f"norm = {norm}: must be 1 or 2")
     num_heads, num_neurons = encoder.require_uniform()
     heads = torch.zeros(encoder.num_layers, num_heads, dtype=torch.float64)
     neurons = torch.zeros(encoder.num_layers, num_neurons, dtype=torch.float64)
     for i, layer in enumerate(encoder.parts):
         rows = [linear.weight for linear in (layer.query, layer.key, layer.value)] + [layer.attention_output.weight.T]
         for weight in rows:
-            squares = weight.detach().double().square().sum(1).cpu()
-            heads[i] += squares.view(num_heads, encoder.head_dim).sum(1)
+            sizes = weight.detach().double().abs().pow(norm).sum(1).cpu()
+            heads[i] += sizes.view(num_heads, encoder.head_dim).sum(1)
         for weight in [linear.weight for linear in layer.ffn_in] + [layer.ffn_out.weight.T]:
-            neurons[i] += weight.detach().double().square().sum(1).cpu()
+            neurons[i] += weight.detach().double().abs().pow(norm).sum(1).cpu()
     return Importance(heads, neurons)
 
 

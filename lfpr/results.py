@@ -13,54 +13,50 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import yaml
 
-from lfpr.experiments import TAPExperiment, choose, open_experiment
+from lfpr.cells import run
+from lfpr.experiments import open_experiment
+from lfpr.grid import PLACE, Cell, cells, inputs, load_grid
 from lfpr.masks import Masks
 from lfpr.runs import Stage, write_json
-from lfpr.tables import TABLES, write_file
-
-SHOWN = ("label-free", 0.4)  # method and constraint whose mask values are kept for the figure
-
-
-def load_grid(source: str) -> dict:
-    """The grid ``NAME`` of ``FILE.yaml``, given as ``FILE.yaml:NAME``. Raises ``ValueError`` naming what is wrong."""
-    path, _, name = source.rpartition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"grid = {source!r}: expected FILE.yaml:NAME, and there is no file {path!r}")
-    grids = yaml.safe_load(Path(path).read_text())
-    choose("grid", name, sorted(grids))
-    return grids[name]
+from lfpr.studies import COMPARED, SHOWN, cascade_rows, minutes_rows, scale_rows, sensitivity_rows, speed_rows
+from lfpr.tables import OPTIONAL, TABLES, write_file
 
 
-def collect(grid: dict, runs: str | Path, **inputs) -> dict[str, pd.DataFrame]:
-    """The tables ``results``, ``layers``, ``importance`` and ``mask_values`` of a grid's runs.
+def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd.DataFrame]:
+    """The tables of ``lfpr.tables.TABLES`` and, of ``OPTIONAL``, those that the grid's experiments have.
 
-    ``inputs`` (``data_root``, ``checkpoint``) go to ``open_experiment``. Runs that are missing are computed.
+    ``data``: the folder of the user's own files, for the profile full. Runs that are missing are computed.
     """
-    tables: dict[str, list] = {"results": [], "layers": [], "importance": [], "mask_values": []}
+    tables: dict[str, list] = {name: [] for name in TABLES | OPTIONAL}
     for name, plan in grid.items():
-        experiment = open_experiment(name, plan["profile"], runs, **inputs)
-        encoder = experiment.encoder
+        experiment = open_experiment(name, plan["profile"], runs, **inputs(plan, data))
         about = {"experiment": name, "profile": plan["profile"]}
-        unpruned = {"method": "unpruned", "heuristic": "sum", "constraint": 1.0, "seed": 0, "retrained": False}
-        size = {"fraction": 1.0, "parameters": encoder.num_parameters}
-        tables["results"].append(about | unpruned | experiment.baseline().result | size)
-        for method, seeds in plan["methods"].items():
-            tables["importance"] += importance_rows(experiment, method, seeds[0])
-            for constraint in plan["constraints"]:
-                for seed in seeds:
-                    cell = {"method": method, "heuristic": "sum", "constraint": constraint, "seed": seed}
-                    pruned = experiment.prune(**cell)
-                    retrained = experiment.retrain(**cell)
-                    tables["results"] += [
-                        about | cell | _numbers(pruned, False),
-                        about | cell | _numbers(retrained, True),
-                    ]
-                    tables["layers"] += layer_rows(experiment, pruned)
-                    if (method, constraint) == SHOWN:
-                        tables["mask_values"] += mask_rows(experiment, retrained)
-    return {key: pd.DataFrame(rows).reindex(columns=TABLES[key]) for key, rows in tables.items()}
+        place = PLACE | {"method": "unpruned", "constraint": 1.0, "retrained": False}
+        size = {"fraction": 1.0, "parameters": experiment.encoder.num_parameters}
+        tables["results"].append(about | place | experiment.baseline().result | size)
+        for method in COMPARED:
+            tables["importance"] += importance_rows(experiment, method)
+        own = [cell for cell in cells(plan) if not cell.variant]
+        for cell in cells(plan):
+            stages = run(experiment, cell)
+            for stage, done in stages.items():
+                row = about | cell.place | {"variant": cell.variant, "retrained": stage == "retrained"} | done.result
+                tables["results"].append(row)
+            if cell.variant:
+                continue
+            tables["layers"] += layer_rows(experiment, cell, next(iter(stages.values())))
+            shown = cell.place["method"], cell.place["constraint"]
+            if shown == (SHOWN["method"], SHOWN["constraint"]) and "retrained" in stages:
+                tables["mask_values"] += mask_rows(experiment, cell, stages["retrained"])
+        tables["speed"] += speed_rows(experiment)
+        if experiment.kind == "clip":
+            tables["sensitivity"] += sensitivity_rows(experiment)
+            tables["scales"] += scale_rows(experiment)
+            tables["cascade"] += cascade_rows(experiment, [(cell, stage) for cell in own for stage in cell.stages])
+    tables["minutes"] += minutes_rows(runs)
+    columns = TABLES | OPTIONAL
+    return {key: pd.DataFrame(rows).reindex(columns=columns[key]) for key, rows in tables.items() if rows}
 
 
 def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> None:
@@ -69,12 +65,23 @@ def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> None:
         write_file(Path(folder, f"{name}.csv"), table.to_csv(index=False, float_format="%.6g").encode())
 
 
-def _numbers(stage: Stage, retrained: bool) -> dict:
-    columns = ("score", "questions", "fraction", "parameters", "percent", "last_layers", "iterations", "minutes")
-    return {"retrained": retrained} | {name: stage.result.get(name) for name in columns}
+def saved_score(experiment, place: dict, retrained: bool, folder: str | Path) -> float | None:
+    """The score of this cell of ``experiment``, in its own way, in ``folder/results.csv``; None if it is not there.
+
+    ``place``: the keys of ``lfpr.grid.PLACE``. For notebooks to compare a score with the committed one.
+    """
+    path = Path(folder, "results.csv")
+    if not path.is_file():
+        return None
+    rows = pd.read_csv(path)
+    wanted = {"experiment": experiment.name, "profile": experiment.profile, "retrained": retrained} | place
+    for column, value in wanted.items():
+        rows = rows[rows[column].isna() if value is None else rows[column].astype(type(value)) == value]
+    rows = rows[rows.variant.isna()]
+    return None if rows.empty else float(rows.score.iloc[0])
 
 
-def importance_rows(experiment: TAPExperiment, method: str, seed: int = 0) -> list[dict]:
+def importance_rows(experiment, method: str, seed: int = 0) -> list[dict]:
     """A row per head and neuron: its importance."""
     scores = experiment.importance(method, seed)
     about = {"experiment": experiment.name, "method": method}
@@ -86,33 +93,26 @@ def importance_rows(experiment: TAPExperiment, method: str, seed: int = 0) -> li
     ]
 
 
-def layer_rows(experiment: TAPExperiment, pruned: Stage) -> list[dict]:
+def layer_rows(experiment, cell: Cell, pruned: Stage) -> list[dict]:
     """A row per layer of a pruned model: the heads and neurons kept, and how many there were."""
     encoder = experiment.encoder
     full = {"full_heads": encoder.num_heads, "full_neurons": encoder.num_neurons}
     kept = zip(pruned.result["heads"], pruned.result["neurons"], strict=True)
     return [
-        _about(experiment, pruned) | {"layer": layer, "heads": heads, "neurons": neurons} | full
+        {"experiment": experiment.name} | cell.place | {"layer": layer, "heads": heads, "neurons": neurons} | full
         for layer, (heads, neurons) in enumerate(kept)
     ]
 
 
-def mask_rows(experiment: TAPExperiment, retrained: Stage) -> list[dict]:
-    """A row per kept head and neuron: its mask value after ReSt (1 before)."""
+def mask_rows(experiment, cell: Cell, retrained: Stage) -> list[dict]:
+    """A row per kept head and neuron: its mask value after retraining (1 before)."""
     masks = Masks.load(retrained.folder / "masks.safetensors")
     return [
-        _about(experiment, retrained) | {"kind": kind, "layer": layer, "value": value}
+        {"experiment": experiment.name} | cell.place | {"kind": kind, "layer": layer, "value": value}
         for kind, table in (("head", masks.heads), ("neuron", masks.neurons))
         for layer, row in enumerate(table)
         for value in row[row != 0].tolist()
     ]
-
-
-def _about(experiment: TAPExperiment, stage: Stage) -> dict:
-    parameters = stage.provenance["parameters"]
-    return {"experiment": experiment.name} | {
-        name: parameters[name] for name in ("method", "heuristic", "constraint", "seed")
-    }
 
 
 def main() -> None:
@@ -121,12 +121,11 @@ def main() -> None:
     parser.add_argument("--runs", default="runs", help="folder of the runs")
     parser.add_argument("--out", default="paper_figures", help="folder of the tables")
     parser.add_argument("--stamp", help="file to write when done: the number of rows of each table")
-    parser.add_argument("--data-root", help="the user's data, for the profile full")
-    parser.add_argument("--checkpoint", help="the user's checkpoint, for the profile full")
+    parser.add_argument("--data", default="", help="the folder of the user's own files, for the profile full")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     grid = load_grid(arguments.grid)
-    tables = collect(grid, arguments.runs, data_root=arguments.data_root, checkpoint=arguments.checkpoint)
+    tables = collect(grid, arguments.runs, arguments.data)
     write(tables, arguments.out)
     rows = {name: len(table) for name, table in tables.items()}
     if arguments.stamp:

@@ -3,21 +3,32 @@
 Trainable are a mask value per kept head and neuron, the modules that score the answers, and the last k layers; all
 else stays frozen. Adam, its own learning rate for masks, clipped gradients, one pass. In the end the mask values are
 folded into the output projections, so that the retrained model costs nothing extra.
+
+Training runs on what ``accelerate`` finds (``lfpr.processes``), and goes on from its last checkpoint as if it had never
+been interrupted (``lfpr.resume``).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lfpr.encoder import PrunableEncoder
-from lfpr.shrink import fold
+from lfpr.masks import Masks
+from lfpr.processes import PRECISIONS, accelerator, add_gradients, each, gather, plan, same_start, shares
+from lfpr.resume import load_checkpoint, random_state, restore_random, save_checkpoint
+from lfpr.shrink import _evaluating, fold
+
+Loss = Callable[[Any], Tensor | tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class ReSt:
 
     last_layers: k, how many of the last encoder layers are trained wholly. lr, mask_lr: Adam's learning rates of the
     parameters and of the masks. clip: largest gradient norm. cosine: decay both rates to zero along a half cosine.
+    mixed_precision: "no", "bf16" or (on a GPU) "fp16".
     """
 
     last_layers: int = 0
@@ -33,6 +45,7 @@ class ReSt:
     mask_lr: float = 1e-3
     clip: float = 0.25
     cosine: bool = False
+    mixed_precision: str = "no"
 
     def __post_init__(self) -> None:
         if self.last_layers < 0:
@@ -40,6 +53,8 @@ class ReSt:
         for name in ("lr", "mask_lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be above 0")
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"mixed_precision = {self.mixed_precision!r}: must be one of {list(PRECISIONS)}")
 
 
 class TrainableMasks(nn.Module):
@@ -50,55 +65,190 @@ class TrainableMasks(nn.Module):
         self.heads = nn.ParameterList(nn.Parameter(torch.ones(n)) for n in encoder.heads_per_layer)
         self.neurons = nn.ParameterList(nn.Parameter(torch.ones(n)) for n in encoder.neurons_per_layer)
 
+    def spread(self, masks: Masks) -> Masks:
+        """The values at the places of the kept heads and neurons of ``masks`` [L, H] and [L, N], zeros elsewhere."""
+        heads, neurons = masks.heads.clone(), masks.neurons.clone()
+        for whole, parts in ((heads, self.heads), (neurons, self.neurons)):
+            for row, part in zip(whole, parts, strict=True):
+                row[row != 0] = part.detach()
+        return Masks(heads, neurons)
+
 
 def retrain(
     model: nn.Module,
     encoder: PrunableEncoder,
     heads: Iterable[nn.Module],
-    batches: Iterable[dict[str, Tensor]],
-    loss: Callable[[dict[str, Tensor]], Tensor],
+    batches: Iterable[Any],
+    loss: Loss,
     settings: ReSt,
     progress: bool = True,
+    *,
+    parameters: Iterable[nn.Parameter] = (),
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
+    score: Callable[[], float] | None = None,
+    score_every: int = 0,
 ) -> tuple[TrainableMasks, list[dict]]:
     """Retrain ``model`` in place by one pass over ``batches``; returns the final mask values and the log.
 
-    model: contains the pruned ``encoder``. heads: modules that score the answers, trained wholly (TAP: classifier and
-    OCR pointer network). loss(batch): scalar. The masks are folded into ``model`` in the end, and its parameters'
-    ``requires_grad`` is as before. The log has loss, gradient norm and seconds of each iteration. Raises
-    ``ValueError`` if ``settings.last_layers`` exceeds the encoder's layers, ``FloatingPointError`` at a loss of NaN.
+    model: contains the pruned ``encoder``. heads: modules trained wholly beside masks and last layers (TAP: classifier
+    and OCR pointer network). parameters: others to train, for example of LayerNorms. The masks are folded into
+    ``model`` in the end, and its device and its parameters' ``requires_grad`` are as before.
+
+    loss(batch): a scalar, or a pair of the sum over the batch and the count it is to be divided by. Several processes
+    (``lfpr.processes``) need the pair: sums and counts are added over all shares of a batch, so the gradient is
+    exactly that of the whole batch (the random numbers of dropout aside).
+
+    checkpoint: a folder. Every ``checkpoint_every`` iterations and at the end, the main process writes there all that
+    training needs to go on. Called again with the same arguments and the model as it was at first, ``retrain`` goes on
+    from there, with the result of an uninterrupted training bit for bit. Remove the folder when the result is kept.
+
+    score(): a number to log after every ``score_every`` iterations and the last one, with ``model`` masked, in
+    evaluation mode and on its first device; its time does not count.
+
+    The log has loss, gradient norm and seconds since the start (interruptions left out) of each iteration, and scores.
+    Raises ``ValueError`` if ``settings.last_layers`` exceeds the encoder's layers, for a loss without count in several
+    processes, or if the checkpoint is of another training; ``FloatingPointError`` at a loss of NaN.
     """
-    batches = list(batches) if not hasattr(batches, "__len__") else batches
     if settings.last_layers > encoder.num_layers:
         raise ValueError(f"last_layers = {settings.last_layers}: the encoder has only {encoder.num_layers} layers")
-    masks = TrainableMasks(encoder).to(next(model.parameters()).device)
-    trained = [p for module in heads for p in module.parameters()]
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every = {checkpoint_every}: must be at least 1")
+    if score_every < 0 or (score_every > 0) != (score is not None):
+        raise ValueError(f"score_every = {score_every}: must be above 0 with score, and 0 without")
+    batches = list(batches) if not hasattr(batches, "__len__") else batches
+    home, place = next(model.parameters()).device, accelerator(settings.mixed_precision)
+    masks, order, total = TrainableMasks(encoder), plan(batches), len(batches)
+    modules = [model, masks, *heads]
+    trained = [p for module in modules[2:] for p in module.parameters()] + list(parameters)
     trained += [p for layer in encoder.layers[encoder.num_layers - settings.last_layers :] for p in layer.parameters()]
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    model.requires_grad_(False)
-    for p in trained:
-        p.requires_grad_(True)
-    values = [p for p in masks.parameters() if p.numel()]
-    groups = [{"params": trained, "lr": settings.lr}, {"params": values, "lr": settings.mask_lr}]
-    optimiser = torch.optim.Adam([group for group in groups if group["params"]], eps=1e-8, foreach=True)
-    decay = (lambda i: 0.5 * (1 + math.cos(math.pi * i / len(batches)))) if settings.cosine else (lambda i: 1.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, decay)
-    log, start = [], time.perf_counter()
+    before = [(p, p.requires_grad) for p in {*model.parameters(), *trained}]
     try:
+        for p, _ in before:
+            p.requires_grad_(False)
+        for module in modules:
+            same_start(module.to(place.device))
+        run = _Training(list(dict.fromkeys(trained)), masks, list(model.buffers()), settings, total, place)
+        run.about["order of the data"] = zlib.crc32(repr(order).encode())
+        stream = run.start(batches, order, checkpoint)
+        if progress and place.is_main_process:
+            stream = tqdm(stream, desc="retrain", total=total, initial=len(run.log))
         with encoder.masked(masks):
-            for i, batch in enumerate(tqdm(batches, desc="retrain") if progress else batches):
-                value = loss(batch)
-                if not value.isfinite():
-                    raise FloatingPointError(f"the loss of iteration {i} is {value.item()}; lower lr or mask_lr")
-                optimiser.zero_grad(set_to_none=True)
-                value.backward()
-                norm = nn.utils.clip_grad_norm_(trained + values, settings.clip)
-                optimiser.step()
-                schedule.step()
-                seconds = round(time.perf_counter() - start, 2)
-                log.append({"iteration": i + 1, "loss": value.item(), "grad_norm": norm.item(), "seconds": seconds})
+            for batch, counts in stream:
+                row = run.step(batch, loss, counts)
+                done = row["iteration"]
+                if score and place.is_main_process and (done % score_every == 0 or done == total):
+                    row["score"] = _scored(score, model, home, place.device)
+                    run.clock = time.perf_counter()
+                if checkpoint and (done % checkpoint_every == 0 or done == total):
+                    run.save(checkpoint)
     finally:
         for p, flag in before:
             p.requires_grad_(flag)
             p.grad = None
+        for module in modules:
+            module.to(home)
     fold(encoder, masks)
-    return masks, log
+    return masks, run.log
+
+
+class _Training:
+    """What changes while training, and how one batch changes it."""
+
+    def __init__(
+        self, trained: list[nn.Parameter], masks: TrainableMasks, buffers: list, settings: ReSt, total: int, place
+    ) -> None:
+        values = [p for p in masks.parameters() if p.numel()]
+        self.parameters, self.buffers = trained + values, buffers
+        for p in self.parameters:
+            p.requires_grad_(True)
+        groups = [{"params": trained, "lr": settings.lr}, {"params": values, "lr": settings.mask_lr}]
+        optimiser = torch.optim.Adam([group for group in groups if group["params"]], eps=1e-8, foreach=True)
+        decay = (lambda i: 0.5 * (1 + math.cos(math.pi * i / total))) if settings.cosine else (lambda i: 1.0)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, decay)
+        self.optimiser, self.place = place.prepare(optimiser), place
+        self.settings = settings
+        self.log: list[dict] = []
+        self.seconds, self.clock = 0.0, time.perf_counter()
+        shapes = [list(p.shape) for p in self.parameters]
+        sizes = {"batches": total, "processes": place.num_processes}
+        self.about = {"settings": asdict(settings), "shapes": shapes} | sizes  # what a checkpoint must agree in
+
+    def start(self, batches: Iterable[Any], order: list | None, checkpoint: str | Path | None) -> Iterator:
+        """The batches to train on (``shares``): all, or those after the checkpoint, which is loaded."""
+        found = load_checkpoint(checkpoint, self.about) if checkpoint else None
+        if self.place.process_index:
+            torch.manual_seed(torch.initial_seed() + self.place.process_index)  # dropout of its own
+        stream = shares(batches, order, len(found["log"]) if found else 0, self.place)
+        if found:
+            self.restore(found)  # after the loader has started, which may draw a random number
+        return stream
+
+    def step(self, batch: Any, loss: Loss, counts: bool) -> dict:
+        """Train on one batch, or this process's share of it; ``counts`` is False for a share that is empty."""
+        place, several, iteration = self.place, self.place.num_processes > 1, len(self.log) + 1
+        if place.device.type != "cpu":
+            batch = each(batch, lambda t: t.to(place.device))
+        with place.autocast():
+            result = loss(batch)
+        if isinstance(result, tuple):
+            total, count = result[0] * counts, result[1] * counts
+            sums = torch.stack([total.detach(), count.detach().to(total)])
+            sums = place.reduce(sums, "sum") if several else sums
+            whole = torch.where(sums[1] > 0, sums[1], 1)
+            value, shown = total / whole, sums[0] / whole
+        elif several:
+            raise ValueError("loss: several processes need a pair of sum and count, found one number")
+        else:
+            value, shown = result, result.detach()
+        if not shown.isfinite():
+            raise FloatingPointError(f"the loss of iteration {iteration} is {shown.item()}; lower lr or mask_lr")
+        self.optimiser.zero_grad(set_to_none=True)
+        place.backward(value)
+        if several:
+            add_gradients(self.parameters, place)
+        norm = place.clip_grad_norm_(self.parameters, self.settings.clip)
+        self.optimiser.step()
+        if not place.optimizer_step_was_skipped:  # as fp16 does while it looks for a scale
+            self.schedule.step()
+        row = {"iteration": iteration, "loss": shown.item(), "grad_norm": norm.item()}
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        self.log.append(row | {"seconds": round(self.seconds, 2)})
+        return self.log[-1]
+
+    def save(self, folder: str | Path) -> None:
+        draws = gather(random_state(self.place.device))
+        if self.place.is_main_process:
+            state = {
+                "tensors": [t.detach() for t in self.parameters + self.buffers],
+                "optimiser": self.optimiser.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": self.place.scaler and self.place.scaler.state_dict(),
+                "random": draws,
+                "log": self.log,
+                "seconds": self.seconds,  # those of interrupted parts add up
+            }
+            save_checkpoint(folder, self.about, state)
+
+    @torch.no_grad()
+    def restore(self, state: dict) -> None:
+        for tensor, value in zip(self.parameters + self.buffers, state["tensors"], strict=True):
+            tensor.copy_(value)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.place.scaler:
+            self.place.scaler.load_state_dict(state["scaler"])
+        self.log, self.seconds, self.clock = state["log"], state["seconds"], time.perf_counter()
+        restore_random(state["random"][self.place.process_index], self.place.device)
+
+
+def _scored(score: Callable[[], float], model: nn.Module, home: torch.device, device: torch.device) -> float:
+    """``score()`` on the device the caller had ``model`` on, without effect on the random numbers of training."""
+    state = random_state(device)
+    model.to(home)
+    with _evaluating(model), torch.no_grad():
+        value = float(score())
+    model.to(device)
+    restore_random(state, device)
+    return value

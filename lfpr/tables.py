@@ -10,21 +10,45 @@ from lfpr.files import write_whole
 
 TABLES = {
     "results": (
-        *("experiment", "profile", "method", "heuristic", "constraint", "percentile", "seed", "retrained", "score"),
-        *("fraction", "parameters", "questions", "percent", "last_layers", "iterations", "minutes"),
+        *("experiment", "profile", "method", "heuristic", "constraint", "percentile", "seed", "variant", "retrained"),
+        *("score", "anls", "r5", "r10", "i2t_r1", "i2t_r5", "i2t_r10", "fraction", "parameters", "questions"),
+        *("percent", "last_layers", "iterations", "minutes", "megabytes"),
     ),
     "layers": (
-        *("experiment", "method", "heuristic", "constraint", "seed", "layer"),
+        *("experiment", "method", "heuristic", "constraint", "percentile", "seed", "layer"),
         *("heads", "neurons", "full_heads", "full_neurons"),
     ),
     "importance": ("experiment", "method", "kind", "layer", "index", "importance"),
     "mask_values": ("experiment", "method", "constraint", "seed", "kind", "layer", "value"),
 }
+OPTIONAL = {  # drawn if the file is there
+    "speed": ("experiment", "model", "constraint", "parameters", "macs", "megabytes", "ms"),
+    "minutes": ("experiment", "profile", "stage", "runs", "minutes", "peak_memory_mb"),
+    "scoring": ("experiment", "seed", "with", "constraint", "kind", "spearman", "overlap"),
+    "sensitivity": ("step", "removed", "fraction", "rescaled", "score", "r10"),
+    "cascade": (
+        *("method", "constraint", "seed", "retrained", "fraction", "m", "r1", "r5", "r10", "reranked", "break_even"),
+        *("speedup", "speedup_measured", "speedup_query"),
+    ),
+    "scales": (
+        *("model", "solver", "constraint", "layer", "part", "kept", "total"),
+        *("smallest", "lower", "median", "upper", "largest"),
+    ),
+}
 METHODS = {  # label, colour of seaborn's palette "colorblind", marker
     "label-free": ("Label-free", "#0173b2", "o"),
     "fisher": ("Fisher (labels)", "#029e73", "D"),
+    "absolute": ("Absolute gradient (labels)", "#cc78bc", "v"),
     "magnitude": ("Magnitude", "#de8f05", "s"),
+    "l1": ("L1", "#949494", "P"),
     "random": ("Random", "#d55e00", "^"),
+    "activation": ("Activation", "#56b4e9", "X"),
+}
+CONTROLS = {  # label of methods that only show what a part of another is worth
+    "uniform": "Fisher, equal share per layer",
+    "split-activation": "Fisher, neurons by activation",
+    "split-magnitude": "Fisher, neurons by magnitude",
+    "split-random": "Fisher, neurons at random",
 }
 HEURISTICS = {"sum": "Sum of importance", "threshold": "Threshold"}
 SCORES = {  # what `score` measures
@@ -34,15 +58,19 @@ SCORES = {  # what `score` measures
     "tap12-stvqa": "ST-VQA accuracy (%)",
     "clip-mscoco": "MSCOCO Recall@1 (%)",
 }
+ALTERNATIVE_SCORES = {"anls": "ST-VQA ANLS (%)", "r10": "MSCOCO Recall@10 (%)"}  # other columns of results.csv
 
 
-def accuracy_table(results: pd.DataFrame, experiment: str, heuristic: str = "sum") -> pd.DataFrame:
-    """The scores in per cent: a row per method, before and after ReSt, a column per constraint (or percentile removed).
+def accuracy_table(
+    results: pd.DataFrame, experiment: str, heuristic: str = "sum", measure: str = "score"
+) -> pd.DataFrame:
+    """The scores in per cent: a row per method, pruned and retrained, a column per constraint (or percentile removed).
 
     Cells are ``mean ± standard deviation`` over seeds (n − 1 in the denominator), the mean alone for one seed. Where
-    the share of parameters kept is more than a point off the column's, it follows: ``79.1 (at 63 %)``.
+    the share kept is more than a point off the column's, it follows: ``79.1 (at 63 %)``. ``measure`` is a column of
+    results.csv.
     """
-    unpruned, pruned = scores(results, experiment)
+    unpruned, pruned = scores(results, experiment, measure)
     pruned = select(pruned, "results", heuristic=heuristic)
     by = "constraint" if heuristic == "sum" else "percentile"
     table = {("Unpruned", "no"): {"100 %": f"{100 * unpruned:.1f}"}}
@@ -52,26 +80,36 @@ def accuracy_table(results: pd.DataFrame, experiment: str, heuristic: str = "sum
     for method in (name for name in METHODS if (pruned.method == name).any()):
         for retrained, rows in pruned[pruned.method == method].groupby("retrained"):
             cells = table[METHODS[method][0], "yes" if retrained else "no"] = {}
-            for point in over_seeds(rows).itertuples():
-                cell = f"{100 * point.mean:.1f}" + (f" ± {100 * point.std:.1f}" if point.count > 1 else "")
+            for point in over_seeds(rows, measure).itertuples():
                 off = by == "percentile" or abs(point.fraction - point.constraint) > 0.01
                 name = f"{100 * point.constraint:g} %" if by == "constraint" else f"{point.percentile:g} % removed"
-                cells[name] = cell + (f" (at {100 * point.fraction:.0f} %)" if off else "")
+                cells[name] = mean_cell(point) + (f" (at {100 * point.fraction:.0f} %)" if off else "")
     frame = pd.DataFrame.from_dict(table, orient="index").reindex(columns=columns).fillna("–")
-    frame.index = pd.MultiIndex.from_tuples(table, names=["Method", "ReSt"])
+    frame.index = pd.MultiIndex.from_tuples(table, names=["Method", sentence(retraining_name(experiment))])
     return frame
 
 
+def mean_cell(point) -> str:
+    """A row of ``over_seeds`` as text: ``79.1 ± 0.2``, in per cent."""
+    return f"{100 * point.mean:.1f}" + (f" ± {100 * point.std:.1f}" if point.count > 1 else "")
+
+
 def write_table(frame: pd.DataFrame, folder: str | Path, name: str, title: str) -> list[Path]:
-    """Write ``name.csv``, ``name.tex`` (needs package booktabs) and ``name.md`` (GitHub Markdown), each atomically."""
+    """Write ``name.csv``, ``name.tex`` and ``name.md`` (GitHub Markdown), each atomically.
+
+    LaTeX needs the packages booktabs and graphicx. A table too wide for one column of a page spans both, and what is
+    still too wide is scaled.
+    """
     frame = frame.reset_index()
     rows = [[str(cell) for cell in row] for row in [frame.columns, *frame.to_numpy()]]
     head, *body = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
-    table = "table" if len(rows[0]) < 6 else "table*"  # wide ones span both columns of a page
+    points = sum(5 * max(map(len, column)) + 12 for column in zip(*rows, strict=True))  # at 10 pt, about
+    table = "table" if points < 245 else "table*"
     tex = [
         *(rf"\begin{{{table}}}", r"\centering", rf"\caption{{{_latex(title)}}}", rf"\label{{tab:{name}}}"),
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         *(rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
-        *(r"\end{tabular}", rf"\end{{{table}}}"),
+        *(r"\end{tabular}}", rf"\end{{{table}}}"),
     ]
     head, *body = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     markdown = [title, "", head, "|" + " --- |" * len(rows[0]), *body]
@@ -97,55 +135,61 @@ def update_readme(readme_path: str | Path, marker: str, markdown: str) -> None:
     write_file(path, f"{before}{start}\n{markdown.strip()}\n{end}{after}".encode())
 
 
-def caption(rows: pd.DataFrame, heuristic: str) -> str:
-    """What the table of an experiment shows, with its numbers of seeds and questions."""
-    experiment, part = rows.experiment.iloc[0], part_label(rows.experiment.iloc[0])
-    columns = f"{part} parameters kept" if heuristic == "sum" else f"percentile of {part} importance removed"
-    seeds, questions = rows.seed.nunique(), rows.questions.max()
-    spread = f" ± standard deviation over up to {seeds} seeds" if seeds > 1 else ""
-    return (
-        f"{score_label(experiment)} of {experiment} ({rows.profile.iloc[0]} profile, {questions:,.0f} questions) "
-        f"by {columns}, search by {HEURISTICS[heuristic].lower()}: mean{spread}."
-    )
+def scores(
+    results: pd.DataFrame, experiment: str, measure: str = "score", variants: bool = False
+) -> tuple[float, pd.DataFrame]:
+    """The unpruned score (a fraction) and the rows of pruned models, checked.
 
-
-def scores(results: pd.DataFrame, experiment: str) -> tuple[float, pd.DataFrame]:
-    """The unpruned score (a fraction) and the rows of pruned models, checked."""
+    Only those of ``METHODS`` in the experiment's own way, unless ``variants``; their ``variant`` is "".
+    """
     rows = select(results, "results", experiment=experiment)
+    rows["variant"] = variant_text(rows)
     if rows.profile.nunique() > 1:
         raise ValueError(
             f"results.csv: {experiment} has profiles {sorted(rows.profile.unique())}: expected one of them"
         )
-    unknown = sorted(set(rows.method) - {*METHODS, "unpruned"})
+    known = [*METHODS, *CONTROLS, "unpruned"]
+    unknown = sorted(set(rows.method) - set(known))
     if unknown:
-        raise ValueError(f"results.csv: method = {unknown[0]!r}: must be one of {[*METHODS, 'unpruned']}")
-    for column in ("score", "fraction"):
+        raise ValueError(f"results.csv: method = {unknown[0]!r}: must be one of {known}")
+    for column in (measure, "fraction"):
         odd = rows[column][~rows[column].between(0, 1)]
         if len(odd):
             raise ValueError(f"results.csv: {column} = {odd.iloc[0]} ({experiment}): must be a fraction in [0, 1]")
-    check_once(rows, "results", ["method", "heuristic", "constraint", "percentile", "seed", "retrained"])
+    check_once(rows, "results", ["method", "heuristic", "constraint", "percentile", "seed", "variant", "retrained"])
     unpruned = rows[rows.method == "unpruned"]
     if len(unpruned) != 1:
         raise ValueError(f"results.csv: {len(unpruned)} rows of method 'unpruned' ({experiment}): expected one")
-    pruned = rows[rows.method != "unpruned"]
+    pruned = rows[(rows.method != "unpruned") & (variants | (rows.variant == "") & rows.method.isin(METHODS))]
     if not pruned.heuristic.isin(HEURISTICS).any():
         raise ValueError(f"results.csv: no pruned model of {experiment} with a heuristic of {list(HEURISTICS)}")
-    return float(unpruned.score.iloc[0]), pruned.astype({"retrained": bool})
+    return float(unpruned[measure].iloc[0]), pruned.astype({"retrained": bool})
 
 
-def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+def variant_text(rows: pd.DataFrame) -> pd.Series:
+    """The column ``variant``, "" for the experiment's own way, which a CSV file leaves empty."""
+    return rows.variant.astype(object).fillna("")
+
+
+def over_seeds(rows: pd.DataFrame, measure: str = "score") -> pd.DataFrame:
     """A row per constraint or percentile: mean fraction kept, and mean, min, max, std and count of the score."""
     groups = rows.groupby(["constraint", "percentile"], dropna=False)
-    return (
-        groups.score.agg(["mean", "min", "max", "std", "count"]).assign(fraction=groups.fraction.mean()).reset_index()
-    )
+    points = groups[measure].agg(["mean", "min", "max", "std", "count"])
+    return points.assign(fraction=groups.fraction.mean()).reset_index()
+
+
+def main_method(rows: pd.DataFrame, experiment: str) -> str:
+    """The experiment's own method, the one its variants are of, or the first of ``METHODS`` if ``rows`` lack it."""
+    own = "fisher" if experiment.startswith("clip") else "label-free"
+    return next((name for name in (own, *METHODS) if (rows.method == name).any()), own)
 
 
 def select(frame: pd.DataFrame, table: str, **wanted: object) -> pd.DataFrame:
     """A copy of the rows with these values, one column at a time. Raises ``ValueError`` naming what is not there."""
-    missing = [column for column in TABLES[table] if column not in frame.columns]
+    columns = (TABLES | OPTIONAL)[table]
+    missing = [column for column in columns if column not in frame.columns]
     if missing:
-        raise ValueError(f"{table}.csv has no column {missing}: expected {list(TABLES[table])}")
+        raise ValueError(f"{table}.csv has no column {missing}: expected {list(columns)}")
     for column, value in wanted.items():
         there = frame[column].unique().tolist()
         if value not in there:
@@ -157,34 +201,56 @@ def select(frame: pd.DataFrame, table: str, **wanted: object) -> pd.DataFrame:
 def check_once(rows: pd.DataFrame, table: str, key: list[str]) -> None:
     twice = rows[rows.duplicated(key)]
     if len(twice):
-        raise ValueError(
-            f"{table}.csv: two rows with {twice.iloc[0][['experiment', 'method', *key]].to_dict()}: expected one"
-        )
+        about = [column for column in ("experiment", "method") if column in rows and column not in key]
+        raise ValueError(f"{table}.csv: two rows with {twice.iloc[0][[*about, *key]].to_dict()}: expected one")
 
 
 def read(folder: Path, table: str) -> pd.DataFrame:
-    path = folder / f"{table}.csv"
+    path, columns = folder / f"{table}.csv", list((TABLES | OPTIONAL)[table])
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: expected a table with the columns {list(TABLES[table])}")
+        raise FileNotFoundError(f"no file {path}: expected a table with the columns {columns}")
     try:
         return select(pd.read_csv(path), table)
     except pd.errors.EmptyDataError as error:
-        raise ValueError(f"{path} is empty: expected a table with the columns {list(TABLES[table])}") from error
+        raise ValueError(f"{path} is empty: expected a table with the columns {columns}") from error
 
 
-def score_label(experiment: str) -> str:
-    return SCORES.get(experiment, "Score (%)")
+def method_label(method: str) -> str:
+    """What figures call a method; a name that is not known stays as it is."""
+    return METHODS[method][0] if method in METHODS else CONTROLS.get(method, sentence(method))
 
 
-def part_label(experiment: str) -> str:
-    """The part of the model that is pruned."""
-    return "Vision encoder" if experiment.startswith("clip") else "MMT"
+def score_label(experiment: str, measure: str = "score") -> str:
+    return SCORES.get(experiment, "Score (%)") if measure == "score" else ALTERNATIVE_SCORES[measure]
+
+
+def title(experiment: str) -> str:
+    """An experiment's model and data set, such as "TAP12, ST-VQA"."""
+    if experiment not in SCORES:
+        return experiment
+    return f"{experiment.split('-')[0].upper()}, {SCORES[experiment].split()[0]}"
+
+
+def kept_label(experiment: str) -> str:
+    """What a constraint counts."""
+    return "vision encoder MACs kept" if experiment.startswith("clip") else "MMT parameters kept"
+
+
+def retraining_name(experiment: str) -> str:
+    return "distillation" if experiment.startswith("clip") else "ReSt"
+
+
+def sentence(text: str) -> str:
+    """``text`` with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
 
 
 def _latex(text: str) -> str:
     """``text`` for LaTeX: special characters escaped, signs as mathematics."""
     signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    signs |= {"±": r"$\pm$", "−": "$-$", "–": "--"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    signs |= {"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "·": r"$\cdot$", "…": r"\ldots{}"}
+    signs |= {"≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\to$"} | {sign: f"${sign}$" for sign in "<>|"}
+    signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
     return "".join(signs.get(sign, sign) for sign in text)
 
 

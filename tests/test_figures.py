@@ -1,57 +1,29 @@
 """Figures and tables from small made-up results: files, labels, numbers, errors, and the same bytes every time."""
 
+import json
 import statistics
 
 import numpy as np
 import pandas as pd
 import pytest
+from small_tables import NAME, SCORES, add, by_threshold, result, small_tables, texts
 
 from lfpr.figures import (
     accuracy_against_parameters,
     importance_map,
     kept_per_layer,
     mask_values,
+    overview,
     retraining,
     save,
-    write_all,
 )
-from lfpr.tables import METHODS, TABLES, accuracy_table, update_readme, write_table
-
-NAME = "tap-textvqa"
-SCORES = {  # method, retrained: constraint: a score per seed
-    ("label-free", False): {0.4: (0.77, 0.76, 0.78), 0.8: (0.80, 0.80, 0.81)},
-    ("label-free", True): {0.4: (0.79, 0.80, 0.79), 0.8: (0.81, 0.80, 0.81)},
-    ("random", False): {0.4: (0.49, 0.45, 0.55), 0.8: (0.78, 0.77, 0.75)},
-    ("random", True): {0.4: (0.70,), 0.8: (0.79,)},
-}
-
-
-def result(method, constraint, seed, retrained, score, **other):
-    row = dict(experiment=NAME, profile="mini", method=method, heuristic="sum", constraint=constraint, seed=seed)
-    row |= dict(percentile=np.nan, retrained=retrained, score=score, fraction=constraint - 0.001, parameters=1000)
-    return row | dict(questions=2400, percent=73, last_layers=2, iterations=300, minutes=0.6) | other
+from lfpr.paper import write_all
+from lfpr.tables import METHODS, accuracy_table, update_readme, write_table
 
 
 @pytest.fixture
 def tables():
-    results = [result("unpruned", 1.0, 0, False, 0.8135, fraction=1.0)]
-    for (method, retrained), scores in SCORES.items():
-        for constraint, seeds in scores.items():
-            results += [result(method, constraint, seed, retrained, score) for seed, score in enumerate(seeds)]
-    layers, values, importance = [], [], []
-    common = dict(experiment=NAME, method="label-free")
-    for layer in range(2):
-        for constraint, heads, neurons in ((0.4, 1 + layer, 3), (0.8, 3, 0)):
-            kept = dict(heads=heads, neurons=neurons, full_heads=4, full_neurons=6)
-            layers.append(common | dict(heuristic="sum", constraint=constraint, seed=0, layer=layer) | kept)
-            for kind in ("head", "neuron"):
-                row = common | dict(constraint=constraint, seed=0, kind=kind, layer=layer)
-                values += [row | dict(value=value) for value in (0.9, 1.0, 1.25)]
-        for kind, count in (("head", 4), ("neuron", 6)):
-            row = common | dict(kind=kind, layer=layer)
-            importance += [row | dict(index=i, importance=10.0 ** (i - 3) * (i > 0)) for i in range(count)]
-    rows = dict(results=results, layers=layers, importance=importance, mask_values=values)
-    return {name: pd.DataFrame(rows[name])[list(columns)] for name, columns in TABLES.items()}
+    return small_tables()
 
 
 @pytest.fixture
@@ -59,12 +31,6 @@ def folder(tables, tmp_path):
     for name, table in tables.items():
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     return tmp_path
-
-
-def words(figure):
-    """Every text in the figure."""
-    figure.draw_without_rendering()
-    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
 
 
 def heights(panel, color):
@@ -81,8 +47,8 @@ def test_accuracy_shows_means_over_seeds_and_labels(tables):
         "Random",
         "Pruned",
         "Pruned + ReSt",
-    } <= set(words(figure))
-    assert "Unpruned (81.3 %)" in words(figure) and "Magnitude" not in words(figure)
+    } <= set(texts(figure))
+    assert "Unpruned (81.3 %)" in texts(figure) and "Magnitude" not in texts(figure)
     every, retrained = figure.axes
     for (method, after), scores in SCORES.items():
         means = [100 * statistics.mean(seeds) for _, seeds in sorted(scores.items())]
@@ -92,14 +58,48 @@ def test_accuracy_shows_means_over_seeds_and_labels(tables):
     assert np.allclose(heights(every, "0.3"), 81.35)
 
 
-def test_accuracy_has_a_row_of_panels_per_heuristic_and_none_enlarged_without_retraining(tables):
+def test_accuracy_draws_one_search_and_nothing_enlarged_without_retraining(tables):
     plain = tables["results"][~tables["results"].retrained]
     assert len(accuracy_against_parameters(plain, NAME).axes) == 1
-    threshold = [
-        result("random", np.nan, 0, False, 0.6, heuristic="threshold", percentile=p, fraction=0.5) for p in (30, 50)
-    ]
-    both = accuracy_against_parameters(pd.concat([plain, pd.DataFrame(threshold)]), NAME)
-    assert [panel.get_title() for panel in both.axes] == ["Sum of importance", "Threshold"]
+    both = add(plain, *(by_threshold("random", percentile, False, 0.1, 0.5) for percentile in (30, 50)))
+    assert not any(10.0 in line for line in heights(accuracy_against_parameters(both, NAME).axes[0], "#d55e00"))
+    panel = accuracy_against_parameters(both, NAME, heuristic="threshold").axes[0]
+    assert [10.0, 10.0] in heights(panel, METHODS["random"][1])
+
+
+def test_accuracy_of_clip_is_against_macs_and_calls_retraining_distillation(tables):
+    results = tables["results"].assign(experiment="clip-mscoco")
+    found = texts(accuracy_against_parameters(results, "clip-mscoco"))
+    assert {"Vision encoder MACs kept (%)", "MSCOCO Recall@1 (%)", "Pruned + distillation"} <= set(found)
+    assert not any("ReSt" in text for text in found)
+    assert accuracy_table(results, "clip-mscoco").index.names == ["Method", "Distillation"]
+
+
+def test_a_single_point_is_drawn_as_a_marker(tables):
+    results = tables["results"]
+    rows = results[(results.method != "random") | (results.constraint == 0.4)]
+    panel = accuracy_against_parameters(rows, NAME).axes[0]
+    points = [line for line in panel.lines if line.get_color() == METHODS["random"][1] and len(line.get_xdata()) == 1]
+    markers = [line for line in points if line.get_marker() == METHODS["random"][2]]
+    assert sorted(float(line.get_ydata()[0]) for line in markers) == pytest.approx([100 * 0.49 / 3 + 100 / 3, 70])
+
+
+def test_variants_and_controls_are_no_part_of_the_curves(tables):
+    other = [result("label-free", 0.4, 0, False, 0.1, variant="rescaled=True"), result("uniform", 0.4, 0, False, 0.1)]
+    results = add(tables["results"], *other)
+    assert accuracy_table(results, NAME).equals(accuracy_table(tables["results"], NAME))
+    drawn, expected = (accuracy_against_parameters(rows, NAME) for rows in (results, tables["results"]))
+    assert [len(panel.lines) for panel in drawn.axes] == [len(panel.lines) for panel in expected.axes]
+
+
+def test_overview_has_a_panel_per_experiment_on_one_scale(tables):
+    other = tables["results"].assign(experiment="clip-mscoco", score=tables["results"].score / 2)
+    figure = overview(pd.concat([tables["results"], other]))
+    first, second = figure.axes
+    assert [panel.get_title() for panel in figure.axes] == ["TAP, TextVQA", "CLIP, MSCOCO"]
+    assert first.get_ylim() == second.get_ylim() == (0, 100)
+    color = METHODS["label-free"][1]
+    assert np.allclose(sorted(map(max, heights(first, color))), 2 * np.array(sorted(map(max, heights(second, color)))))
 
 
 def test_kept_per_layer_writes_the_counts(tables):
@@ -107,8 +107,17 @@ def test_kept_per_layer_writes_the_counts(tables):
     heads, neurons, _ = figure.axes
     assert [text.get_text() for text in heads.texts] == ["1", "2", "3", "3"]  # constraint 0.4, then 0.8 above it
     assert [text.get_text() for text in neurons.texts] == ["3", "3", "0", "0"]
-    assert {"Heads kept (of 4)", "Neurons kept (of 6)", "Layer", "40", "80"} <= set(words(figure))
+    assert {"Heads kept (of 4)", "Neurons kept (of 6)", "Layer", "40", "80"} <= set(texts(figure))
     assert np.allclose(heads.collections[0].get_array(), [[25, 50], [75, 75]])
+
+
+def test_kept_per_layer_of_searches_by_threshold(tables):
+    rows = tables["layers"].assign(
+        heuristic="threshold", percentile=100 * tables["layers"].constraint, constraint=np.nan
+    )
+    figure = kept_per_layer(rows, NAME, heuristic="threshold")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "3", "3"]
+    assert {"40", "80", "Percentile\nremoved (%)"} <= set(texts(figure))
 
 
 def test_importance_map_marks_zeros(tables):
@@ -119,7 +128,7 @@ def test_importance_map_marks_zeros(tables):
     assert all(np.allclose(line.get_ydata(), [2, 1, 0, -1, -2]) for line in neurons.lines)
     assert not importance_map(tables["importance"], NAME, annotate=False).axes[0].texts
     zero = tables["importance"].assign(importance=0.0)
-    assert "0" in words(importance_map(zero, NAME))
+    assert "0" in texts(importance_map(zero, NAME))
 
 
 def test_mask_values_draws_every_value_and_a_line_at_1(tables):
@@ -128,7 +137,7 @@ def test_mask_values_draws_every_value_and_a_line_at_1(tables):
     points = [line for line in heads.lines if line.get_marker() == "."]
     assert len(points) == 4 and all(np.allclose(line.get_ydata(), [0.9, 1.0, 1.25]) for line in points)
     assert all(any(np.allclose(line.get_ydata(), 1) for line in panel.lines) for panel in figure.axes)
-    assert {"Mask value of heads", "Mask value of neurons", "40", "80"} <= set(words(figure))
+    assert {"Mask value of heads", "Mask value of neurons", "40", "80"} <= set(texts(figure))
 
 
 def test_table_numbers(tables):
@@ -149,9 +158,17 @@ def test_table_says_where_the_share_kept_is_another(tables):
     table = accuracy_table(results, NAME)
     assert table.loc[("Random", "yes"), "40 %"] == "70.0 (at 36 %)"
     assert "at" not in table.loc[("Label-free", "yes"), "40 %"]
-    row = result("random", np.nan, 0, False, 0.6, heuristic="threshold", percentile=30, fraction=0.71)
-    table = accuracy_table(pd.concat([results, pd.DataFrame([row])]), NAME, heuristic="threshold")
+    results = add(results, by_threshold("random", 30, False, 0.6, 0.71))
+    table = accuracy_table(results, NAME, heuristic="threshold")
     assert table.loc[("Random", "no"), "30 % removed"] == "60.0 (at 71 %)"
+
+
+def test_table_of_another_measure(tables):
+    results = tables["results"].assign(anls=lambda rows: rows.score / 2)
+    table = accuracy_table(results, NAME, measure="anls")
+    assert table.loc[("Random", "yes"), "40 %"] == "35.0" and table.loc[("Unpruned", "no"), "100 %"] == "40.7"
+    with pytest.raises(ValueError, match="anls = nan"):
+        accuracy_table(tables["results"], NAME, measure="anls")
 
 
 def test_written_tables(tmp_path):
@@ -181,17 +198,30 @@ def test_readme_is_updated_between_its_markers(tmp_path):
 def test_write_all_twice_gives_the_same_bytes(folder, tmp_path):
     files = write_all(folder)
     stems = ("accuracy", "kept", "importance", "mask_values")
-    expected = {f"{stem}_{NAME}.{kind}" for stem in stems for kind in ("pdf", "png")}
-    assert {file.name for file in files} == expected | {f"table_{NAME}.{kind}" for kind in ("csv", "tex", "md")}
+    expected = {f"{stem}_{NAME}.{kind}" for stem in stems for kind in ("pdf", "png")} | {"captions.json"}
+    expected |= {f"{stem}.{kind}" for stem in (f"table_{NAME}", "table_comparison") for kind in ("csv", "tex", "md")}
+    assert {file.name for file in files} == expected
     first = [file.read_bytes() for file in files]
     assert all(first) and [file.read_bytes() for file in write_all(folder)] == first
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
-    assert "mean ± standard deviation over up to 3 seeds" in (folder / f"table_{NAME}.md").read_text()
 
 
-def test_no_mask_values_without_retraining(tables, folder):
-    tables["results"][~tables["results"].retrained].to_csv(folder / "results.csv", index=False)
-    assert not [file for file in write_all(folder) if "mask_values" in file.name]
+def test_captions_say_what_is_shown_and_of_how_much(folder):
+    write_all(folder)
+    captions = json.loads((folder / "captions.json").read_text())
+    assert set(captions) == {path.stem for path in folder.glob("*") if path.suffix in (".png", ".md")}
+    assert captions[f"accuracy_{NAME}"].startswith(
+        "TAP, TextVQA (mini profile, 2,400 validation questions, up to 3 seeds): TextVQA accuracy (%) against MMT "
+        "parameters kept (%), search by sum of importance; dashed"
+    )
+    assert (folder / f"table_{NAME}.md").read_text().splitlines()[0] == captions[f"table_{NAME}"]
+
+
+def test_only_results_are_needed(folder):
+    for name in ("layers", "importance", "mask_values"):
+        (folder / f"{name}.csv").unlink()
+    stems = {file.stem for file in write_all(folder)}
+    assert stems == {f"accuracy_{NAME}", f"table_{NAME}", "table_comparison", "captions"}
 
 
 def test_a_failed_save_keeps_the_old_file(tables, tmp_path):
@@ -211,8 +241,8 @@ def test_missing_table_or_column_is_named(folder, tables):
     (folder / "layers.csv").write_text("")
     with pytest.raises(ValueError, match=r"layers\.csv is empty"):
         write_all(folder)
-    (folder / "layers.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"layers\.csv"):
+    (folder / "results.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"results\.csv"):
         write_all(folder)
 
 

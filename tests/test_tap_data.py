@@ -15,7 +15,8 @@ from numpy.lib import format as npy
 from lfpr.tap.data import TAPDataset, batches, check
 from lfpr.tap.layout import LAYOUTS, InputSizes, info_path, predicted_labels, read_imdb
 from lfpr.tap.pickles import DataError, load_dict, load_npy
-from lfpr.tap.text import HashedNgrams, phoc
+from lfpr.tap.text import phoc
+from lfpr.tap.vectors import HashedNgrams
 
 SIZES = InputSizes(8, 12, 6, num_objects=3, num_ocr=4, feature_size=5, fasttext_size=16, decoding_steps=4)
 EMBED = HashedNgrams(16)
@@ -99,6 +100,12 @@ def root(tmp_path, dataset):
     return write(tmp_path, dataset)
 
 
+def same(one, two):
+    """Whether two batches are equal, words as well as tensors."""
+    assert one.keys() == two.keys() and one.vocab.words == two.vocab.words
+    return one.ocr_tokens == two.ocr_tokens and all(torch.equal(one[name], two[name]) for name in one)
+
+
 def load(root, dataset, split="train", **options):
     return TAPDataset(root, dataset, split, **({"sizes": SIZES, "embed": EMBED} | options))
 
@@ -126,6 +133,8 @@ def test_items_hold_what_the_files_say(root, dataset):
     assert torch.equal(item["ocr_phoc"][0], torch.tensor(phoc("stop"))) and not item["ocr_phoc"][2:].any()
     assert torch.equal(item["ocr_fasttext"][:2], torch.tensor(EMBED(["stop", "cat 's"])))
     assert not item["ocr_fasttext"][2:].any() and not item["ocr_boxes"][2:].any()
+    batch = data[[0]]
+    assert batch.ocr_tokens == [["stop", "cat 's"]] and batch.vocab is data.vocab
     assert {name: value.dtype for name, value in item.items() if value.dtype != torch.float32} == {
         name: torch.int64 for name in ("text", "num_obj", "num_ocr", "index")
     } | {"ocr_phoc": torch.uint8}
@@ -148,6 +157,14 @@ def test_header_is_optional(tmp_path, dataset):
     assert with_header == without and len(without) == 4
     assert without[1]["question"] == "is the cat?" and without[2]["answers"] == ["w0 w3"] * 10
     assert without[3]["feature_path"] == "c.npy"
+
+
+def test_numpy_numbers_become_plain(tmp_path, dataset):
+    row = rows(dataset)[0] | {"question_id": np.int64(7), "image_id": np.int32(5), "answers": np.array(["stop"] * 10)}
+    save_objects(tmp_path / "imdb.npy", [row], (1,))
+    record = read_imdb(tmp_path / "imdb.npy")[0]
+    assert json.loads(json.dumps(record)) == record and record["question_id"] == 7
+    assert type(record["image_id"]) is int and record["answers"] == ["stop"] * 10
 
 
 def test_targets(root, dataset):
@@ -177,11 +194,12 @@ def test_batches_are_the_items_and_repeat(root, dataset):
     state = torch.get_rng_state()
     first, second = list(loader), list(loader)
     assert torch.equal(torch.get_rng_state(), state)
-    for a, b in zip(first, second, strict=True):
-        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert all(same(a, b) for a, b in zip(first, second, strict=True))
     items = [data[i] for i in range(4)]
     for name in items[0]:
         assert torch.equal(torch.cat([batch[name] for batch in first]), torch.stack([item[name] for item in items]))
+    tokens = [["stop", "cat 's"]] * 2 + [["w0", "w1", "w2", "w3"], []]
+    assert [words for batch in first for words in batch.ocr_tokens] == tokens
     assert all(torch.equal(data[-1][name], items[3][name]) for name in items[3])
 
 
@@ -205,7 +223,7 @@ def test_preloaded_and_worker_batches_are_the_same(root, dataset):
     for file in (root / LAYOUTS[dataset, "train"].objects).rglob("*.away"):
         os.replace(file, file.with_suffix(".npy"))
     for one, two in zip(kept, batches(lazy, 2, workers=1), strict=True):
-        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert same(one, two)
 
 
 def test_word_tables_are_bounded(root, dataset):
@@ -213,18 +231,22 @@ def test_word_tables_are_bounded(root, dataset):
     before = data[[0, 2]]
     data.words.capacity = 1
     after = [data[[0, 2]], data[[0, 2]]]
-    assert all(torch.equal(before[name], batch[name]) for batch in after for name in before)
+    assert all(same(before, batch) for batch in after)
     assert len(data.words.rows) == 6
 
 
 def test_sample_reads_like_the_question(root, dataset):
     (root / "images").mkdir()
     (root / "images/a.jpg").touch()
+    (root / "photos/train_images").mkdir(parents=True)
+    (root / "photos/train_images/b.jpg").touch()
     shown = load(root, dataset).sample(0)
     assert shown["question"] == "What is on the bus?" and shown["question_id"] == 7
     assert shown["ocr_tokens"] == ["stop", "cat 's"] and shown["object_names"] == ["bus", "background"]
     assert shown["image"] == root / "images/a.jpg" and shown["image_size"] == (100, 50)
     assert load(root, dataset).sample(2)["image"] is None
+    elsewhere = load(root, dataset, image_folder=root / "photos")
+    assert elsewhere.sample(2)["image"] == root / "photos/train_images/b.jpg" and elsewhere.sample(0)["image"] is None
 
 
 def test_labels_replace_the_answers(root, dataset, tmp_path):
@@ -261,7 +283,15 @@ def test_published_labels_are_an_imdb(root, dataset):
 def test_selection(root, dataset):
     assert [r["question_id"] for r in load(root, dataset, limit=2).records] == [7, 8]
     assert [r["question_id"] for r in load(root, dataset, indices=[3, 0]).records] == [10, 7]
-    for options in ({"limit": 5}, {"limit": 0}, {"indices": [4]}, {"indices": [-1]}, {"limit": 1, "indices": [0]}):
+    assert len(load(root, dataset, limit=5)) == 4  # at most so many
+    for options in (
+        {"limit": 0},
+        {"limit": -1},
+        {"indices": []},
+        {"indices": [4]},
+        {"indices": [-1]},
+        {"limit": 1, "indices": [0]},
+    ):
         with pytest.raises(ValueError, match="indices"):
             load(root, dataset, **options)
     with pytest.raises(ValueError, match="must be one of textvqa train"):
@@ -309,6 +339,9 @@ def test_check(root, dataset):
     assert (report["bad"], report["images"]) == (2, 1)
     assert all(part in report["first_bad"] for part in ("question 9", "b.npy", "[n, 5]", "[5, 6]", "data/README.md"))
     assert check(root, dataset, "train", sizes=SIZES, limit=2)["bad"] == 0
+    made = [{"version": 1.0}, rows(dataset)[0] | {"answers": ["stop"] * 9}]
+    save_objects(root / layout.imdb, made, (2,))
+    assert check(root, dataset, "train", sizes=SIZES)["bad"] == int(dataset == "textvqa")  # its accuracy needs ten
     (root / layout.imdb).unlink()
     assert layout.imdb in check(root, dataset, "train", sizes=SIZES)["first_bad"]
 
@@ -329,6 +362,9 @@ BOX = np.zeros((2, 4))
         ("ocr", "_info", {"ocr_tokens": ["a", "b"], "ocr_boxes": BOX[:1]}, "expected 'ocr_boxes'"),
         ("ocr", "_info", {"ocr_tokens": ["a"] * 3, "ocr_boxes": BOX}, "2 rows of features for 3 OCR tokens"),
         ("ocr", "_info", [1, 2], "expected one dict"),
+        ("ocr", "_info", {"ocr_tokens": None, "ocr_boxes": BOX}, "a_info.npy.*not iterable"),
+        ("objects", "_info", {"objects": [1, 2], "bbox": [[1, 2, 3, 4], [5]]}, "a_info.npy.*inhomogeneous"),
+        ("objects", "_info", {"objects": 3, "bbox": BOX}, "a_info.npy.*not iterable"),
     ],
 )
 def test_bad_feature_files(tmp_path, kind, name, value, says):
@@ -361,6 +397,8 @@ def test_missing_and_truncated_feature_files(tmp_path, kind, name):
     [
         ({"question_str": None}, "lacks question or question_str"),
         ({"image_width": 0}, "image size 0 x 50"),
+        ({"image_width": "100"}, "image size 100 x 50"),
+        ({"answers": "stop"}, "answers are a str"),
         ("image_height", r"record 2: lacks \['image_height'\]"),
         ("all", "expected a dict, found int"),
     ],

@@ -1,9 +1,9 @@
 """Words in and out of TAP: PHOC parity, word pieces, answers as indices, embeddings."""
 
 import json
-import sys
+import pickle
+import struct
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lfpr.tap.metrics import normalise, vqa_accuracy, word_tokenize
+from lfpr.tap.pickles import DataError
 from lfpr.tap.text import (
     AnswerVocab,
-    FastText,
-    HashedNgrams,
     WordPieces,
     answer_targets,
     decode,
@@ -22,6 +21,7 @@ from lfpr.tap.text import (
     phoc,
     spellings,
 )
+from lfpr.tap.vectors import FastText, HashedNgrams
 
 HERE = Path(__file__).parent
 REAL = [
@@ -176,10 +176,14 @@ def test_every_spelling_reads_back(answers):
 
 def test_decode():
     ocr = ["Coca-Cola,", "mcdonald"]
-    assert decode([THE, V, VOCAB.eos, YES], ocr, VOCAB) == ("the coca-cola", ["VOCAB", "OCR"])
-    assert decode(np.array([V + 1, S]), ocr, VOCAB) == ("mcdonald's", ["OCR", "VOCAB"])
+    answer = decode([THE, V, VOCAB.eos, YES], ocr, VOCAB)
+    assert answer.text == str(answer) == "the coca-cola"
+    assert answer.words == [("the", "vocabulary"), ("coca-cola", "ocr")]
+    assert decode(np.array([V + 1, S]), ocr, VOCAB) == ("mcdonald's", [("mcdonald", "ocr"), ("'s", "vocabulary")])
     assert decode([VOCAB.eos], ocr, VOCAB) == ("", [])
-    assert decode([V + 9], ocr, VOCAB) == ("<pad>", ["OCR"])
+    assert decode([V + 9], ocr, VOCAB) == ("<pad>", [("<pad>", "ocr")])
+    with pytest.raises(ValueError, match="-1 is no index"):
+        decode([-1], ocr, VOCAB)
 
 
 def test_label_spellings():
@@ -198,8 +202,8 @@ def test_real_answers_are_written_and_score():
         made = answer_targets(question["answers"], ocr, VOCAB)
         assert made["targets"].min() >= 0 and made["targets"].max() <= 1
         for sequence in VOCAB.spell(word_tokenize(answer), ocr):
-            read, sources = decode(sequence, ocr, VOCAB)
-            assert normalise(read) == normalise(answer) and len(sources) == len(ocr)
+            read, words = decode(sequence, ocr, VOCAB)
+            assert normalise(read) == normalise(answer) and [word for word, _ in words] == ocr
             assert vqa_accuracy(read, question["answers"]) == vqa_accuracy(answer, question["answers"])
             writable += 1
     assert writable >= len(REAL)
@@ -223,17 +227,33 @@ def test_hashed_ngrams():
         HashedNgrams(0)
 
 
-def test_fasttext_averages_the_words_of_a_token(tmp_path, monkeypatch):
+def test_fasttext_parity():
+    """A model that the fasttext package trained and saved, and its own vectors of known and unknown words."""
+    embed = FastText(HERE / "reference/fasttext.bin")
+    expected = json.loads((HERE / "reference/fasttext.json").read_text())["vectors"]
+    assert {"stop", "café", "</s>", "starbuck5", "東京駅", "a", ""} <= set(expected) and embed.dim == 8
+    assert np.allclose(embed(list(expected)), list(expected.values()), rtol=0, atol=1e-7)
+    vectors = embed(["mcdonald 's", "mcdonald", "'s"])
+    assert vectors.dtype == np.float32 and np.allclose(vectors[0], vectors[1:].mean(0))  # as in M4C
+    assert embed([]).shape == (0, 8)
+    assert np.array_equal(pickle.loads(pickle.dumps(embed))(["stop"]), embed(["stop"]))  # workers map the file anew
+
+
+def test_fasttext_refuses_other_files(tmp_path):
+    whole = (HERE / "reference/fasttext.bin").read_bytes()
     path = tmp_path / "wiki.en.bin"
-    with pytest.raises(FileNotFoundError, match=r"wiki\.en\.bin is missing"):
+    with pytest.raises(FileNotFoundError, match=r"wiki\.en\.bin is missing.*data/README\.md"):
         FastText(path)
-    path.touch()
-    monkeypatch.setitem(sys.modules, "fasttext", None)
-    with pytest.raises(ImportError, match="pip install fasttext"):
-        FastText(path)
-    model = SimpleNamespace(get_dimension=lambda: 2, get_word_vector=lambda word: np.array([len(word), 1.0]))
-    monkeypatch.setitem(sys.modules, "fasttext", SimpleNamespace(load_model=lambda name: model))
-    embed = FastText(path)
-    assert embed.dim == 2
-    assert embed(["abc", "mcdonald 's"]).tolist() == [[3, 1], [5, 1]]
-    assert embed([]).shape == (0, 2)
+    inputs = whole.index(bytes(1) + struct.pack("<2q", 64, 8))
+    for content, says in (
+        (b"", "empty file"),
+        (b"word 0.1 0.2\n" * 9, "begins with"),  # the text format
+        (whole[:40], "requires a buffer"),
+        (whole[:130], "ends after 3 of 14 words"),
+        (whole[: inputs + 400], "mmap length"),
+        (whole[:inputs] + b"\1" + whole[inputs + 1 :], "quantised"),
+        (whole[:8] + struct.pack("<i", 9) + whole[12:], r"9 numbers are \[64, 8\]"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"wiki\.en\.bin is not a complete.*{says}.*data/README\.md"):
+            FastText(path)

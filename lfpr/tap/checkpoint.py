@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+PLAIN = [(OrderedDict, "pythia.utils.configuration.ConfigNode")]
+"""Published checkpoints hold, beside the weights, the training's configuration: a dict of a class of its own."""
 
 
 class CheckpointError(ValueError):
@@ -22,11 +26,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist (data/README.md says where to get the published ones)")
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            with torch.serialization.safe_globals(PLAIN):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader fails in its own way; all mean the same to the user
         raise CheckpointError(f"checkpoint {path} cannot be read as tensors (truncated?): {error}") from error
     state = state.get("model", state) if isinstance(state, dict) else state

@@ -5,6 +5,7 @@ that fit. A batch is gathered at once rather than collated from samples: padding
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,39 +18,30 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from lfpr.tap import text
 from lfpr.tap.layout import FASTTEXT, LAYOUTS, TEXT_VOCAB, Image, ImageReader, InputSizes, read_imdb
 from lfpr.tap.pickles import DataError, existing
+from lfpr.tap.vectors import Embedding, fasttext
+from lfpr.tap.words import WordTables
 
 
-class _Words:
-    """Word vectors and PHOC of the words seen, as tables that a batch gathers rows from; row 0 is padding."""
+class TAPBatch(dict):
+    """Tensors of B questions by name; beside them, what turns indices into words (``lfpr.tap.answers``).
 
-    def __init__(self, embed: text.Embedding, capacity: int = 1 << 16):
-        self.embed, self.capacity = embed, capacity
-        self._clear()
+    ``ocr_tokens``: the words that can be copied, a list per question; ``vocab``: the answers' vocabulary.
+    """
 
-    def _clear(self) -> None:
-        self.rows: dict[str, int] = {}
-        self.vectors = np.zeros((1, self.embed.dim), np.float32)
-        self.phocs = np.zeros((1, text.PHOC_SIZE), np.uint8)
-
-    def __call__(self, lists: Sequence[Sequence[str]], width: int) -> tuple[np.ndarray, np.ndarray]:
-        """[B, width, dim] float32 and [B, width, 604] uint8 of B lists of words."""
-        if len(self.rows) > self.capacity:
-            self._clear()
-        new = list(dict.fromkeys(word for words in lists for word in words if word not in self.rows))
-        if new:
-            self.rows.update((word, len(self.vectors) + i) for i, word in enumerate(new))
-            self.vectors = np.concatenate([self.vectors, self.embed(new)])
-            self.phocs = np.concatenate([self.phocs, np.stack([text.phoc(word) for word in new])])
-        rows = np.zeros((len(lists), width), np.int64)
-        for row, words in zip(rows, lists, strict=True):
-            row[: len(words)] = [self.rows[word] for word in words]
-        return self.vectors[rows], self.phocs[rows]
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor] = (),
+        ocr_tokens: list[list[str]] | None = None,
+        vocab: text.AnswerVocab | None = None,
+    ) -> None:
+        super().__init__(tensors)
+        self.ocr_tokens, self.vocab = ocr_tokens, vocab
 
 
 class TAPDataset(Dataset):
     """Questions of a ``dataset`` ("textvqa", "stvqa") and ``split`` ("train", "val", "test", "score") under ``root``.
 
-    ``dataset[i]`` is a dict of tensors, ``dataset[[i, j, ...]]`` the same with a batch dimension: ``text`` [170]
+    ``dataset[i]`` is a dict of tensors, ``dataset[[i, j, ...]]`` a ``TAPBatch`` of several: ``text`` [170]
     int64, ``obj_features`` [100, F], ``obj_boxes`` [100, 4] relative to the image, ``num_obj``, ``ocr_fasttext`` [100,
     300], ``ocr_phoc`` [100, 604] uint8, ``ocr_features`` [100, F], ``ocr_boxes`` [100, 4], ``num_ocr``, and ``index``,
     the i asked for; with ``targets=True`` also ``targets`` [T, V + 100], ``previous`` [T], ``loss_mask`` [T]. Lengths
@@ -57,9 +49,11 @@ class TAPDataset(Dataset):
 
     ``labels`` replaces the human answers and keeps only the questions it has: a dict (or a JSON file) from question id
     to a predicted index sequence or an answer string, or a published ``train_pred_XXpct.npy``, itself an imdb.
-    ``indices`` or ``limit`` select questions of the imdb. ``embed`` gives the OCR word vectors; by default FastText's
-    file under ``root``. ``text_vocab`` and ``answer_vocab`` are files other than those under ``root``. ``seed``
-    samples each question's spelling anew for each ``set_epoch``; None makes LFPR's fixed choice.
+    ``indices`` select questions of the imdb, ``limit`` at most so many, the first ones. ``embed`` gives the OCR word
+    vectors; by default FastText's file under ``root``. ``text_vocab``, ``answer_vocab`` and ``image_folder`` are files
+    other than those under ``root``. ``seed`` samples each question's spelling anew for each ``set_epoch``; None makes
+    LFPR's fixed choice. ``images`` is a dict that keeps all images read, to be shared by data sets of one split and the
+    same sizes; by default 32 are kept.
 
     Raises FileNotFoundError naming a missing file and where to get it, DataError (a ValueError) for files that do not
     hold what they should, ValueError for bad arguments.
@@ -76,15 +70,19 @@ class TAPDataset(Dataset):
         labels: str | Path | Mapping | None = None,
         limit: int | None = None,
         indices: Sequence[int] | None = None,
-        embed: text.Embedding | None = None,
+        embed: Embedding | None = None,
         text_vocab: str | Path | None = None,
         answer_vocab: str | Path | None = None,
+        image_folder: str | Path | None = None,
         seed: int | None = None,
+        images: dict | None = None,
     ) -> None:
         if (dataset, split) not in LAYOUTS:
             allowed = ", ".join(f"{d} {s}" for d, s in LAYOUTS)
             raise ValueError(f"dataset, split = {dataset!r}, {split!r}: must be one of {allowed}")
-        self.root, self.layout, self.sizes = Path(root), LAYOUTS[dataset, split], sizes or InputSizes()
+        self.root, self.dataset, self.split = Path(root), dataset, split
+        self.layout, self.sizes = LAYOUTS[dataset, split], sizes or InputSizes()
+        self.image_folders = [Path(image_folder)] if image_folder else [self.root / "images", self.root]
         self.seed, self._embed, self._words = seed, embed, None
         if embed is not None and embed.dim != self.sizes.fasttext_size:
             raise ValueError(f"embed.dim = {embed.dim}: sizes.fasttext_size is {self.sizes.fasttext_size}")
@@ -93,10 +91,10 @@ class TAPDataset(Dataset):
         records = read_imdb(self.path)
         if indices is not None and limit is not None:
             raise ValueError("indices and limit: give one of them")
-        chosen = range(len(records) if limit is None else limit) if indices is None else indices
+        chosen = range(len(records))[:limit] if indices is None else indices
         outside = [i for i in chosen if not 0 <= i < len(records)]
-        if outside or not len(chosen):
-            asked = outside[:3] or "none"
+        if outside or not len(chosen) or (limit is not None and limit < 1):
+            asked = outside[:3] or limit or "none"
             raise ValueError(f"indices or limit: {self.path} has {len(records)} questions, asked for {asked}")
         self.records = [records[i] for i in chosen]
         self.pieces = text.WordPieces(text_vocab or self.root / TEXT_VOCAB)
@@ -113,9 +111,9 @@ class TAPDataset(Dataset):
                 f"{self.path}: targets need answers, {len(without)} questions have none, first {without[0]}"
             )
         self._read_image = ImageReader(self.root, self.layout, self.sizes, self.pieces)
-        self._images: dict[tuple, Image] = {}
+        self._images: dict[tuple, Image] = {} if images is None else images
         self._questions: dict[int, tuple] = {}
-        self._capacity = 32  # images kept: successive questions often share one
+        self._capacity = 32 if images is None else math.inf  # successive questions often share an image
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -141,14 +139,14 @@ class TAPDataset(Dataset):
         return self
 
     @property
-    def words(self) -> _Words:
+    def words(self) -> WordTables:
         if self._words is None:
-            embed = self._embed or text.FastText(self.root / FASTTEXT)
+            embed = self._embed or fasttext(self.root / FASTTEXT)
             if embed.dim != self.sizes.fasttext_size:
                 raise ValueError(
                     f"{FASTTEXT} has dimension {embed.dim}, sizes.fasttext_size {self.sizes.fasttext_size}"
                 )
-            self._words = _Words(embed)
+            self._words = WordTables(embed)
         return self._words
 
     def sample(self, index: int) -> dict[str, Any]:
@@ -161,9 +159,15 @@ class TAPDataset(Dataset):
         return shown | ({} if self.labels is None else {"label": self.labels[str(record["question_id"])]})
 
     def _image_file(self, record: dict) -> Path | None:
+        """By its path or its id, itself or in the folders into which TextVQA's archives are unpacked."""
         name = record["image_path"] or record["image_id"]
-        folders = self.root / "images", self.root
-        files = (folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".jpg", ".png"))
+        places = [str(name), *(f"{folder}{record['image_id']}" for folder in ("", "train_images/", "test_images/"))]
+        files = (
+            folder / f"{place}{suffix}"
+            for folder in self.image_folders
+            for place in places
+            for suffix in ("", ".jpg", ".png")
+        )
         return next((file for file in files if file.is_file()), None)
 
     def image(self, record: dict) -> Image:
@@ -189,7 +193,7 @@ class TAPDataset(Dataset):
             self._questions[index] = pieces, spelled
         return self._questions[index]
 
-    def _batch(self, indices: list[int]) -> dict[str, Tensor]:
+    def _batch(self, indices: list[int]) -> TAPBatch:
         s = self.sizes
         indices = [i + len(self) if i < 0 else i for i in indices]
         images = [self.image(self.records[i]) for i in indices]
@@ -205,7 +209,8 @@ class TAPDataset(Dataset):
             "num_ocr": np.array([len(image.ocr_tokens) for image in images]),
             "index": np.array(indices),
         }
-        batch["ocr_fasttext"], batch["ocr_phoc"] = self.words([image.ocr_tokens for image in images], s.num_ocr)
+        tokens = [image.ocr_tokens for image in images]
+        batch["ocr_fasttext"], batch["ocr_phoc"] = self.words(tokens, s.num_ocr)
         if self.with_targets:
             steps = len(indices), s.decoding_steps
             targets = np.zeros((*steps, len(self.vocab) + s.num_ocr), np.float32)
@@ -214,7 +219,7 @@ class TAPDataset(Dataset):
             for (_, spelled), draw, *rows in zip(questions, draws, targets, previous, mask, strict=True):
                 text.write_targets(spelled, self.vocab, *rows, draw)
             batch |= {"targets": targets, "previous": previous, "loss_mask": mask}
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+        return TAPBatch({name: torch.from_numpy(array) for name, array in batch.items()}, tokens, self.vocab)
 
 
 def _pad(arrays: list[np.ndarray], length: int) -> np.ndarray:
@@ -254,7 +259,7 @@ class _Order(Sampler[int]):
 def batches(
     dataset: TAPDataset, batch_size: int, shuffle_seed: int | None = None, drop_last: bool = False, workers: int = 0
 ) -> DataLoader:
-    """A loader of batches that can be iterated again: in the same order, until ``dataset.set_epoch`` changes it."""
+    """A loader of ``TAPBatch``es, iterated again in the same order until ``dataset.set_epoch`` changes it."""
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size, workers = {batch_size}, {workers}: must be at least 1 and 0")
     sampler = BatchSampler(_Order(dataset, shuffle_seed), batch_size, drop_last)
@@ -287,6 +292,8 @@ def check(
             image = data.image(record)
             counts[record["feature_path"]] = len(image.obj_boxes), len(image.ocr_tokens)
             answers = record["answers"]
+            if dataset == "textvqa" and len(answers) not in (0, 10):
+                raise DataError(f"it has {len(answers)} answers; TextVQA accuracy needs 10")
             writable += bool(answers and text.spellings(answers, image.ocr_tokens, data.vocab).sequences)
         except (ValueError, OSError) as error:
             bad.append(f"question {record['question_id']}: {error}")

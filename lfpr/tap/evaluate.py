@@ -1,8 +1,10 @@
-"""Answers, their score, and what a TAP costs to run."""
+"""Answers, their score, files to submit them, and what a TAP costs to run."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -10,29 +12,72 @@ from tqdm import tqdm
 
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
-from lfpr.tap.data import TAPDataset, batches
-from lfpr.tap.metrics import vqa_accuracy
+from lfpr.runs import write_json
+from lfpr.tap.data import TAPBatch, TAPDataset, batches
+from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, Batch
-from lfpr.tap.text import decode
+from lfpr.tap.text import Answer, decode
+
+METRICS = {"textvqa": {"score": vqa_accuracy}, "stvqa": {"score": stvqa_accuracy, "anls": anls}}
+"""Data set -> its metrics in 0 … 1: VQA accuracy of TextVQA; accuracy and ANLS of ST-VQA."""
 
 
-def answers(model: TAP, data: TAPDataset, batch_size: int) -> list[str]:
+def answers(scores: Tensor, batch: TAPBatch) -> list[Answer]:
+    """The answers of greedy decoding with ``scores`` [B, T, V + num_ocr], and whether each word is copied (``Answer``).
+
+    ``batch`` is one of ``lfpr.tap.batches``: it knows the vocabulary and each question's OCR tokens. Raises ValueError
+    for another dict of tensors, and if ``scores`` are of another shape.
+    """
+    tokens, vocab = getattr(batch, "ocr_tokens", None), getattr(batch, "vocab", None)
+    if tokens is None or vocab is None:
+        raise ValueError(f"batch: a {type(batch).__name__} without words, expected a TAPBatch as the loader makes it")
+    classes = len(vocab) + batch["ocr_boxes"].shape[1]
+    if scores.ndim != 3 or (len(scores), scores.shape[2]) != (len(tokens), classes):
+        raise ValueError(f"scores: expected shape [{len(tokens)}, T, {classes}], got {list(scores.shape)}")
+    return [decode(row, words, vocab) for row, words in zip(scores.argmax(-1).tolist(), tokens, strict=True)]
+
+
+def predict(model: TAP, data: TAPDataset, batch_size: int) -> list[Answer]:
     """The model's answers to all questions of ``data``, by greedy decoding."""
-    found = []
-    for batch in tqdm(batches(data, batch_size), desc="answer", leave=False):
-        predictions = model.generate(batch, stop=True)[1].tolist()
-        for i, row in zip(batch["index"].tolist(), predictions, strict=True):
-            found.append(decode(row, data.image(data.records[i]).ocr_tokens, data.vocab)[0])
-    return found
+    loader = tqdm(batches(data, batch_size), desc="answer", leave=False)
+    return [answer for batch in loader for answer in answers(model.generate(batch, stop=True)[0], batch)]
 
 
 def evaluate(model: TAP, data: TAPDataset, batch_size: int) -> dict:
-    """``score``: TextVQA accuracy of the model's answers, in 0 … 1; ``questions``: how many there were."""
-    scores = [
-        vqa_accuracy(answer, record["answers"])
-        for answer, record in zip(answers(model, data, batch_size), data.records, strict=True)
+    """Accuracy of the model's answers as ``score`` and, of ST-VQA, ``anls``, in 0 … 1; ``questions``: how many.
+
+    Raises ValueError, before any work, for questions without answers (a test split: see ``evalai``).
+    """
+    expected = [record["answers"] for record in data.records]
+    if not all(expected):
+        raise ValueError(f"{data.path}: {expected.count([])} of {len(data)} questions have no answers to score with")
+    given = [answer.text for answer in predict(model, data, batch_size)]
+    metrics = METRICS[data.dataset]
+    return {name: metric(given, expected) for name, metric in metrics.items()} | {"questions": len(given)}
+
+
+def evalai(answers: Sequence[Answer], data: TAPDataset) -> list[dict]:
+    """Entries of a submission, an answer per question of ``data``.
+
+    TextVQA's (EvalAI, as M4C writes it): ``question_id``, ``image_id``, ``answer`` and ``pred_source``, for each word
+    "OCR" or "VOCAB". ST-VQA's (task 3 of the Robust Reading Competition): ``question_id`` and ``answer``.
+    """
+    if len(answers) != len(data):
+        raise ValueError(f"answers: got {len(answers)} for the {len(data)} questions of {data.path}")
+    entries = [
+        {"question_id": record["question_id"], "answer": answer.text}
+        for record, answer in zip(data.records, answers, strict=True)
     ]
-    return {"score": float(np.mean(scores)), "questions": len(scores)}
+    if data.dataset == "textvqa":
+        for entry, record, answer in zip(entries, data.records, answers, strict=True):
+            sources = ["OCR" if source == "ocr" else "VOCAB" for _, source in answer.words]
+            entry |= {"image_id": str(record["image_id"]), "pred_source": sources}
+    return entries
+
+
+def write_evalai(path: str | Path, answers: Sequence[Answer], data: TAPDataset) -> None:
+    """Write ``evalai(answers, data)`` as a JSON file to upload."""
+    write_json(path, evalai(answers, data))
 
 
 def first_scores(model: TAP, batch: Batch) -> Tensor:

@@ -6,6 +6,7 @@ the latter, not from the imdb.
 """
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +114,12 @@ class ImageReader:
         scale = np.tile([1 / record["image_width"], 1 / record["image_height"]], 2)
         objects = self.root / self.layout.objects / record["feature_path"]
         ocr = self.root / self.layout.ocr / record["feature_path"]
-        return Image(*self._objects(objects, scale), *self._ocr(ocr, scale))
+        try:
+            return Image(*self._objects(objects, scale), *self._ocr(ocr, scale))
+        except DataError:
+            raise
+        except (TypeError, ValueError) as error:  # a field of another type than TAP's
+            raise DataError(f"{info_path(objects)} or {info_path(ocr)}: {error}") from error
 
     def _objects(self, path: Path, scale: np.ndarray) -> tuple:
         features, info = _features_and_info(path, "object features", self.sizes.feature_size)
@@ -125,7 +131,7 @@ class ImageReader:
     def _ocr(self, path: Path, scale: np.ndarray) -> tuple:
         features, info = _features_and_info(path, "OCR features", self.sizes.feature_size)
         if "ocr_tokens" not in info:
-            raise DataError(f"{info_path(path)}: no 'ocr_tokens' among {sorted(info)}")
+            raise DataError(f"{info_path(path)}: no 'ocr_tokens' among {list(info)}")
         tokens = [word_tokenize(str(token)) for token in list(info["ocr_tokens"])[: self.sizes.num_ocr]]
         n = len(tokens)
         if len(features) < n:
@@ -135,7 +141,7 @@ class ImageReader:
 
     def _class_names(self, path: Path, info: dict) -> list[str]:
         if "objects" not in info:
-            raise DataError(f"{info_path(path)}: neither 'object_tokens' nor 'objects' among {sorted(info)}")
+            raise DataError(f"{info_path(path)}: neither 'object_tokens' nor 'objects' among {list(info)}")
         if self._names is None:  # class 0 is the background, the file begins with class 1
             file = existing(self.root / OBJECT_NAMES, "names of object classes")
             self._names = ["background", *read_words(file)]
@@ -168,8 +174,14 @@ def read_imdb(path: str | Path) -> list[dict[str, Any]]:
 
     Each has ``question``, ``question_id``, ``image_id``, ``image_width``, ``image_height``, ``feature_path``,
     ``image_path`` (or None) and ``answers`` (empty if the split has none). Raises DataError naming the first record
-    that lacks one of them.
+    that lacks one of them. Not to be changed: while the file is the same, so is the list.
     """
+    stat = existing(path, "annotations (imdb)").stat()
+    return _read_imdb(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4)  # the splits of an experiment: TextVQA's 34,602 training questions take seconds to read
+def _read_imdb(path: str | Path, *_version: int) -> list[dict[str, Any]]:
     rows = load_npy(path, "annotations (imdb)")
     if rows.dtype != object or rows.ndim != 1:
         raise DataError(f"{path}: an imdb is a list of dicts, found an array of {rows.dtype} of shape {rows.shape}")
@@ -180,19 +192,25 @@ def read_imdb(path: str | Path) -> list[dict[str, Any]]:
 def _record(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a dict, found {type(row).__name__}")
-    absent = {"question_id", "image_id", "image_width", "image_height"} - set(row)
+    record = {key: _plain(row.get(key)) for key in ("question_id", "image_id", "image_width", "image_height")}
+    absent = [key for key, value in record.items() if value is None]
     question = row.get("question", row.get("question_str"))
     if absent or not isinstance(question, str):
-        raise DataError(f"{where}: lacks {sorted(absent) or 'question or question_str'}; it has {sorted(row)}")
-    if min(row["image_width"], row["image_height"]) <= 0:
-        raise DataError(f"{where}: image size {row['image_width']} x {row['image_height']}")
+        raise DataError(f"{where}: lacks {absent or 'question or question_str'}; it has {list(row)}")
+    size = record["image_width"], record["image_height"]
+    if not all(isinstance(length, int | float) and length > 0 for length in size):
+        raise DataError(f"{where}: image size {size[0]} x {size[1]}")
     answers = next((row[key] for key in ("answers", "valid_answers", "all_answers") if key in row), ())
-    answers = [str(answer) for answer in answers if answer != "<copy>"]  # a marker in older files
-    record = {key: row[key] for key in ("question_id", "image_id", "image_width", "image_height")}
-    features = row.get("feature_path") or f"{row['image_id']}.npy"
+    if not isinstance(answers, list | tuple | np.ndarray):
+        raise DataError(f"{where}: answers are a {type(answers).__name__}, expected a list of strings")
     return record | {
         "question": question,
-        "answers": answers,
-        "feature_path": features,
+        "answers": [str(answer) for answer in answers if answer != "<copy>"],  # a marker in older files
+        "feature_path": row.get("feature_path") or f"{record['image_id']}.npy",
         "image_path": row.get("image_path"),
     }
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as Python's, which JSON knows."""
+    return value.item() if isinstance(value, np.generic) else value

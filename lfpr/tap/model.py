@@ -188,7 +188,7 @@ class TAP(nn.Module):
         """
         text, num_obj, num_ocr = batch["text"], batch["num_obj"], batch["num_ocr"]
         kept = (text != 0).any(0).nonzero()[:, 0]
-        text, objects, slots = text[:, kept], int(num_obj.max()), int(num_ocr.max())
+        text, objects, slots = text[:, kept], int(num_obj.max()), max(1, int(num_ocr.max()))  # copying needs a slot
         obj = F.normalize(self.obj_faster_rcnn_fc7(batch["obj_features"][:, :objects]), dim=-1)
         obj = self.obj_feat_layer_norm(self.linear_obj_feat_to_mmt_in(obj)) + self.obj_bbox_layer_norm(
             self.linear_obj_bbox_to_mmt_in(batch["obj_boxes"][:, :objects])

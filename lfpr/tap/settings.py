@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lfpr.processes import PRECISIONS
 from lfpr.retrain import ReSt
 from lfpr.tap.layout import InputSizes
 
 SHIPPED = Path(__file__).parents[2] / "data" / "mini"  # baselines of the mini profile
-METHODS = ("label-free", "fisher", "magnitude", "random")
-UNSCALED = ("magnitude", "random")  # heads and neurons have no common scale: both are kept in the same proportion
+METHODS = ("label-free", "fisher", "absolute", "magnitude", "l1", "random")
+UNSCALED = ("magnitude", "l1", "random")  # heads and neurons have no common scale: both are kept in the same proportion
 HEURISTICS = ("sum", "threshold")
 
 
@@ -28,9 +29,12 @@ class Settings:
     """Sizes and amounts of a profile.
 
     num_samples: training questions that score heads and neurons, in batches of ``score_batch``; per_sample: a gradient
-    per question instead of one per batch. rest: ReSt's learning rates; retrain_batch: its batch size. word_vectors: of
-    OCR tokens, "fasttext" or "hashed". train_images,
-    val_images: of the mini data. num_eval: validation questions, all if 0.
+    per question instead of one per batch; published_scoring: both as in LFPR's code instead, a gradient per batch of 8,
+    with dropout. rest: ReSt's learning rates; retrain_batch: its batch size, of all processes together;
+    mixed_precision: "no", "bf16" or "fp16"; checkpoint_every, score_every: iterations between two checkpoints, and
+    between two scores in its log (none if 0). word_vectors: of OCR tokens, "fasttext" or "hashed". train_images,
+    val_images: of the mini data. num_eval: validation questions, all if 0. step: decoding step of the label-free
+    objective, by default the median of t* (LFPR). rescale_samples: training questions that mask values are fitted on.
     """
 
     sizes: InputSizes
@@ -41,9 +45,23 @@ class Settings:
     retrain_batch: int
     eval_batch: int
     word_vectors: str
+    published_scoring: bool = False
+    mixed_precision: str = "no"
+    checkpoint_every: int = 100
+    score_every: int = 0
     num_eval: int = 0
+    step: int | None = None
+    rescale_samples: int = 512
     train_images: int = 0
     val_images: int = 0
+
+    def __post_init__(self) -> None:
+        choose("word_vectors", self.word_vectors, ("fasttext", "hashed"))
+        batches = ("score_batch", "retrain_batch", "eval_batch")
+        for name in (*batches, "num_samples", "rescale_samples", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        choose("mixed_precision", self.mixed_precision, PRECISIONS)
 
 
 def choose(name: str, value: object, allowed) -> None:

@@ -2,130 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import warnings
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from lfpr.cost import ParameterCost
-from lfpr.encoder import PrunableEncoder, prunable
+from lfpr.encoder import prunable
 from lfpr.gradients import collect_gradients
 from lfpr.importance import magnitude, random_importance
 from lfpr.masks import Importance, Masks
-from lfpr.retrain import retrain
-from lfpr.runs import Runs, Stage, file_hash, write_json
+from lfpr.processes import with_helpers
+from lfpr.rescale import rescale
+from lfpr.retrain import TrainableMasks, retrain
+from lfpr.runs import Stage, write_json
 from lfpr.saving import load_pruned, save_pruned
-from lfpr.search import search, search_proportional, search_threshold
 from lfpr.shrink import shrink, verify_equivalent
-from lfpr.tap.checkpoint import CheckpointError, read_checkpoint
-from lfpr.tap.data import TAPDataset, batches, check
-from lfpr.tap.evaluate import answers, compare, evaluate, first_scores
-from lfpr.tap.label_free import label_free, labelled, peak_step
-from lfpr.tap.layout import LAYOUTS
-from lfpr.tap.model import TAP, TAPConfig
+from lfpr.staged import Staged
+from lfpr.tap.data import TAPDataset, batches
+from lfpr.tap.evaluate import compare, evaluate, first_scores, predict
+from lfpr.tap.inputs import TAPInputs
+from lfpr.tap.label_free import PUBLISHED_BATCH, PUBLISHED_DROPOUT, label_free, labelled, peak_step
+from lfpr.tap.model import TAP
 from lfpr.tap.schedule import schedule
-from lfpr.tap.settings import HEURISTICS, METHODS, SHIPPED, UNSCALED, Settings, TAPSpec, choose
-from lfpr.tap.text import Embedding, HashedNgrams
+from lfpr.tap.settings import METHODS, UNSCALED, choose
+from lfpr.tap.text import Answer
 
 
-class TAPExperiment:
+class TAPExperiment(TAPInputs, Staged):
     """Stages of a TAP experiment. ``result`` of each stage is a dict of numbers, ``folder`` holds its files."""
 
-    def __init__(
-        self, name: str, spec: TAPSpec, profile: str, runs: Path, data_root, checkpoint, settings: Settings
-    ) -> None:
-        self.name, self.profile, self.settings = name, profile, settings
-        self.spec = spec
-        self.runs = Runs(runs, name, profile)
-        self.data_root = Path(data_root) if data_root else runs / "data" / f"{self.spec.dataset}-mini"
-        self.checkpoint = Path(checkpoint) if checkpoint else SHIPPED / f"{name}.safetensors"
-        if not self.checkpoint.is_file():
-            raise CheckpointError(f"checkpoint = {self.checkpoint}: no such file (see data/README.md)")
-        if profile == "full" and not self.data_root.is_dir():
-            raise FileNotFoundError(f"data_root = {self.data_root}: no such folder (see data/README.md)")
-
-    def __repr__(self) -> str:
-        return f"{self.name} ({self.profile}): {self.encoder.num_layers} MMT layers, data in {self.data_root}"
-
-    # ---- model and data
-
-    @cached_property
-    def model(self) -> TAP:
-        """The unpruned model in evaluation mode."""
-        return TAP(self.config).load_checkpoint(self.checkpoint).eval()
-
-    @property
-    def encoder(self) -> PrunableEncoder:
-        return prunable(self.model)
-
-    @cached_property
-    def config(self) -> TAPConfig:
-        """Of the shipped baseline, or (profile full) read off the checkpoint's shapes and the experiment's depth."""
-        description = self.checkpoint.with_suffix(".json")
-        if self.profile == "mini":
-            return TAPConfig.from_dict(json.loads(description.read_text())["config"])
-        sizes, state = self.settings.sizes, read_checkpoint(self.checkpoint)
-        shape = {name: tuple(value.shape) for name, value in state.items()}
-        try:
-            return TAPConfig(
-                text_layers=self.spec.text_layers,
-                mmt_layers=self.spec.mmt_layers,
-                text_vocab_size=shape["text_bert.embeddings.word_embeddings.weight"][0],
-                num_answers=shape["classifier.module.weight"][0],
-                hidden_size=shape["classifier.module.weight"][1],
-                intermediate_size=shape["mmt.encoder.layer.0.intermediate.dense.weight"][0],
-                feature_size=sizes.feature_size,
-                num_ocr=sizes.num_ocr,
-            )
-        except KeyError as error:
-            raise CheckpointError(f"checkpoint {self.checkpoint} lacks the entry {error} of a TAP model") from None
-
-    @cached_property
-    def root(self) -> Path:
-        """The data folder; the mini profile's is rendered when first needed."""
-        if self.profile == "mini":
-            from lfpr.mini.datasets import write_tap
-
-            write_tap(self.data_root, self.spec.dataset, self.settings.train_images, self.settings.val_images)
-        return self.data_root
-
-    def data(self, split: str, targets: bool = False, **options) -> TAPDataset:
-        """The ``train`` or ``val`` questions (see ``lfpr.tap.data.TAPDataset``)."""
-        options = {"sizes": self.settings.sizes, "embed": self.embed} | options
-        return TAPDataset(self.root, self.spec.dataset, split, targets=targets, **options)
-
-    @cached_property
-    def embed(self) -> Embedding | None:
-        """Word vectors of OCR tokens; None is FastText's file below ``data_root``."""
-        if self.settings.word_vectors == "fasttext":
-            return None
-        if self.profile == "full":
-            warnings.warn("word_vectors = 'hashed': a model trained with FastText scores lower with them", stacklevel=2)
-        return HashedNgrams(self.settings.sizes.fasttext_size)
-
-    def check(self, split: str, limit: int | None = None) -> dict:
-        """What is in a split's files, and the first record that cannot be used (see ``lfpr.tap.data.check``)."""
-        options = {"sizes": self.settings.sizes, "embed": self.embed}
-        return check(self.root, self.spec.dataset, split, limit=limit, **options)
-
-    def sample(self, split: str, count: int, seed: int) -> list[int]:
-        """``count`` questions of a split, chosen by ``seed``, in increasing order; all if there are no more."""
-        total = len(self.data(split))
-        return sorted(np.random.default_rng(seed).permutation(total)[:count].tolist())
-
-    @cached_property
-    def inputs(self) -> dict:
-        """Hashes of what every stage depends on."""
-        imdbs = {split: file_hash(self.root / LAYOUTS[self.spec.dataset, split].imdb) for split in ("train", "val")}
-        return {"checkpoint": file_hash(self.checkpoint)} | imdbs
-
-    # ---- stages
+    kind, methods, unscaled, budget = "tap", METHODS, UNSCALED, "parameters of the MMT"
 
     def baseline(self) -> Stage:
         """The unpruned model's score."""
@@ -134,8 +43,8 @@ class TAPExperiment:
     def importance(self, method: str = "label-free", seed: int = 0) -> Importance:
         """Scores of all heads and neurons. ``seed`` chooses the sample (label-free, fisher) or the scores (random)."""
         choose("method", method, METHODS)
-        if method == "magnitude":
-            return magnitude(self.encoder)
+        if method in ("magnitude", "l1"):
+            return magnitude(self.encoder, norm=2 if method == "magnitude" else 1)
         if method == "random":
             return random_importance(self.encoder, seed)
         return Importance.load(self._scores(method, seed).folder / "importance.safetensors")
@@ -145,17 +54,21 @@ class TAPExperiment:
         return self._scores("label-free", seed).result["step"]
 
     def _scores(self, method: str, seed: int) -> Stage:
-        chosen = self.settings
-        parameters = {"method": method, "seed": seed} | self._sampling
+        chosen, sampling = self.settings, self._sampling
+        parameters = {"method": method, "seed": seed} | sampling
 
         def build(folder: Path) -> dict:
             indices = self.sample("train", chosen.num_samples, seed)
             # read anew in each pass: thousands of full-size questions do not fit in memory
-            data = batches(self.data("train", targets=method == "fisher", indices=indices), chosen.score_batch)
-            step = peak_step(self.model, tqdm(data, desc="peak step")) if method == "label-free" else None
+            data = batches(self.data("train", targets=method != "label-free", indices=indices), sampling["batch"])
+            step = chosen.step
+            if method == "label-free" and step is None:
+                step = peak_step(self.model, tqdm(data, desc="peak step"))
             objective = self.objective(method, step)
-            gradients = collect_gradients(self.encoder, data, objective, chosen.per_sample, progress=method)
-            gradients.importance().save(folder / "importance.safetensors")
+            gradients = collect_gradients(self.encoder, data, objective, sampling["per_sample"], progress=method)
+            gradients.importance("absolute" if method == "absolute" else "squared").save(
+                folder / "importance.safetensors"
+            )
             return {"step": step, "samples": len(indices)}
 
         return self._stage("importance", parameters, build)
@@ -164,28 +77,22 @@ class TAPExperiment:
     def _sampling(self) -> dict:
         """How questions score heads and neurons: part of what names every stage that depends on the scores."""
         chosen = self.settings
-        return {"num_samples": chosen.num_samples, "batch": chosen.score_batch, "per_sample": chosen.per_sample}
+        batch, per_sample = chosen.score_batch, chosen.per_sample
+        if chosen.published_scoring:
+            batch, per_sample = PUBLISHED_BATCH, False
+        return {"num_samples": chosen.num_samples, "batch": batch, "per_sample": per_sample, "step": chosen.step,
+                "published": chosen.published_scoring}  # fmt: skip
+
+    @property
+    def scoring_dropout(self) -> float | None:
+        """The dropout of published scoring; a baseline trained without any is scored with the published model's."""
+        return (self.config.dropout or PUBLISHED_DROPOUT) if self.settings.published_scoring else None
 
     def objective(self, method: str, step: int | None = None) -> Callable:
         """The function of a batch whose mask gradients ``method`` scores with; a sum over the batch."""
         if method == "label-free":
-            return label_free(self.model, step)
-        return labelled(self.model, reduction="sum" if self.settings.per_sample else "mean")
-
-    def masks(
-        self,
-        importance: Importance,
-        method: str,
-        heuristic: str = "sum",
-        constraint: float = 0.4,
-        percentile: float = 50,
-    ) -> Masks:
-        """Mask search: ``sum`` under the parameter ``constraint``, or ``threshold`` at ``percentile``."""
-        choose("heuristic", heuristic, HEURISTICS)
-        if heuristic == "threshold":
-            return search_threshold(importance, percentile)
-        find = search_proportional if method in UNSCALED else search
-        return find(importance, ParameterCost(self.encoder), constraint)
+            return label_free(self.model, step, self.scoring_dropout)
+        return labelled(self.model, reduction="sum" if self._sampling["per_sample"] else "mean")
 
     def prune(
         self,
@@ -194,21 +101,46 @@ class TAPExperiment:
         constraint: float = 0.4,
         percentile: float = 50,
         seed: int = 0,
+        rescaled: bool = False,
     ) -> Stage:
-        """Search, shrink, verify, save, score. Files: ``masks.safetensors`` and the pruned model in ``model/``."""
-        parameters = self.cell(method, heuristic, constraint, percentile, seed)
+        """Search, shrink, verify, save, score. Files: ``masks.safetensors`` and the pruned model in ``model/``.
+
+        ``rescaled``: fit the kept heads' and neurons' mask values by least squares first (mask tuning, Kwon et al.).
+        """
+        parameters = self.cell(method, heuristic, constraint, percentile, seed) | {"rescaled": rescaled}
 
         def build(folder: Path) -> dict:
             importance = self.importance(method, seed)
             masks = self.masks(importance, method, heuristic, constraint, percentile)
+            masks = self.rescale(masks, seed) if rescaled else masks
             pruned = shrink(self.model, masks)
-            check = list(batches(self.data("val", limit=64), 32))
-            largest = verify_equivalent(self.model, masks, pruned, check, first_scores, atol=1e-3)
+            largest = self.verify(masks, pruned)
             masks.save(folder / "masks.safetensors")
             save_pruned(pruned, folder / "model")
             return self.describe(pruned) | self.evaluate(pruned) | {"largest_difference": largest}
 
         return self._stage("prune", parameters, build)
+
+    def verify(self, masks: Masks, pruned: TAP) -> float:
+        """The largest difference between masked and shrunk model in the first scores of some validation questions.
+
+        Raises ``NotEquivalent`` if it is above 0.001.
+        """
+        questions = list(batches(self.data("val", indices=self.sample("val", 64, 0)), 32))
+        return verify_equivalent(self.model, masks, pruned, questions, first_scores, atol=1e-3)
+
+    def rescale(self, masks: Masks, seed: int = 0) -> Masks:
+        """``masks`` with values fitted on ``rescale_samples`` unlabelled training questions and their decoded answers'
+        first two steps, padding left out (``lfpr.rescale``)."""
+        data = self.data("train", indices=self.sample("train", self.settings.rescale_samples, seed))
+        steps = 2
+
+        def answered():
+            for batch in batches(data, self.settings.score_batch):
+                first = torch.full_like(batch["num_ocr"], self.config.bos_index)[:, None]
+                yield batch | {"previous": torch.cat([first, self.model.generate(batch, steps - 1)[1]], 1)}
+
+        return rescale(self.encoder, masks, answered(), lambda batch: self.model(batch, batch["previous"]))
 
     def retrain(
         self,
@@ -219,21 +151,29 @@ class TAPExperiment:
         seed: int = 0,
         percent: float | None = None,
         last_layers: int | None = None,
+        trained: str = "ReSt",
     ) -> Stage:
         """ReSt on the pruned model; ``percent`` of data and ``last_layers`` default to the published schedule.
 
-        Files: ``masks.safetensors`` (heads [L, H] and neurons [L, N], zero where removed), ``log.json`` and ``model/``.
+        ``trained`` = "masks" trains the mask values alone, for comparison. Files: ``masks.safetensors`` (heads [L, H],
+        neurons [L, N], zero where removed), ``log.json`` and ``model/``.
         """
         parameters = self.cell(method, heuristic, constraint, percentile, seed)
+        choose("trained", trained, ("ReSt", "masks"))
         published = schedule(self.name, parameters["constraint"], parameters["percentile"])
         percent = published[0] if percent is None else percent
         last_layers = published[1] if last_layers is None else last_layers
+        last_layers = last_layers if trained == "ReSt" else 0
         if not 0 < percent <= 100:
             raise ValueError(f"percent = {percent}: must be in (0, 100]")
-        settings = replace(self.settings.rest, last_layers=last_layers)
-        parameters |= {"percent": percent, "batch": self.settings.retrain_batch, "rest": asdict(settings)}
+        chosen = self.settings
+        settings = replace(chosen.rest, last_layers=last_layers, mixed_precision=chosen.mixed_precision)
+        parameters |= {"percent": percent, "batch": chosen.retrain_batch, "rest": asdict(settings),
+                       "trained": trained, "score_every": chosen.score_every}  # fmt: skip
+        path = self.runs.path("retrain", parameters | {"inputs": self.inputs})
+        checkpoint = path.with_name(f"{path.name}.checkpoint")  # outlives an interrupted build
 
-        def build(folder: Path) -> dict:
+        def train() -> tuple[TAP, TrainableMasks, list[dict]]:
             pruned = self.prune(method, heuristic, constraint, percentile, seed)
             model = load_pruned(pruned.folder / "model").train()
             labels = self.pseudo_labels()
@@ -241,17 +181,35 @@ class TAPExperiment:
             data = self.data(
                 "train", targets=True, indices=self.sample("train", count, seed), labels=labels.folder / "labels.json"
             )
-            data = batches(data, self.settings.retrain_batch, shuffle_seed=seed)
+            data = batches(data, chosen.retrain_batch, shuffle_seed=seed)
             torch.manual_seed(seed)
-            heads = [model.classifier, model.ocr_ptr_net]
-            values, log = retrain(model, prunable(model), heads, data, labelled(model), settings)
-            _spread(Masks.load(pruned.folder / "masks.safetensors"), values).save(folder / "masks.safetensors")
+            heads = [model.classifier, model.ocr_ptr_net] if trained == "ReSt" else []
+            options = {"checkpoint": checkpoint, "checkpoint_every": chosen.checkpoint_every}
+            if chosen.score_every:
+                options |= {"score": lambda: self.evaluate(model)["score"], "score_every": chosen.score_every}
+            loss = labelled(model, reduction="parts")
+            return model, *retrain(model, prunable(model), heads, data, loss, settings, **options)
+
+        def build(folder: Path, call: Callable[[], None]) -> dict:
+            pruned, _ = self.prune(method, heuristic, constraint, percentile, seed), self.pseudo_labels()
+            call()
+            model, values, log = train()
+            values.spread(Masks.load(pruned.folder / "masks.safetensors")).save(folder / "masks.safetensors")
             write_json(folder / "log.json", log)
             save_pruned(model.eval(), folder / "model")
             numbers = {"percent": percent, "last_layers": last_layers, "iterations": len(log)}
             return self.describe(model) | self.evaluate(model) | numbers | {"minutes": log[-1]["seconds"] / 60}
 
-        return self._stage("retrain", parameters, build)
+        def main(call: Callable[[], None]) -> Stage:
+            return self._stage("retrain", parameters, lambda folder: build(folder, call))
+
+        stage = with_helpers(main, train)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        return stage
+
+    def teach(self) -> Stage:
+        """What retraining learns from: the pseudo-labels."""
+        return self.pseudo_labels()
 
     def pseudo_labels(self) -> Stage:
         """The unpruned model's own answers to all training questions: index sequences in ``labels.json``."""
@@ -274,9 +232,19 @@ class TAPExperiment:
         data = self.data("val", limit=self.settings.num_eval or None)
         return evaluate(model, data, self.settings.eval_batch)
 
+    def measures(self, result: dict) -> dict[str, float]:
+        """The scores in a stage's result by the names of their measures, in 0 … 1."""
+        if self.spec.dataset == "textvqa":
+            return {"TextVQA accuracy": result["score"]}
+        return {"ST-VQA accuracy": result["score"], "ANLS": result["anls"]}
+
     def answers(self, model: TAP, data: TAPDataset) -> list[str]:
         """The model's answers to all questions of ``data``."""
-        return answers(model, data, self.settings.eval_batch)
+        return [answer.text for answer in self.predict(model, data)]
+
+    def predict(self, model: TAP, data: TAPDataset) -> list[Answer]:
+        """``answers`` with the source of each word: the vocabulary or an OCR token."""
+        return predict(model, data, self.settings.eval_batch)
 
     def compare(self, models: dict[str, TAP]) -> dict[str, dict]:
         """Size and speed of the models side by side, on a batch of validation questions (``lfpr.tap.evaluate``)."""
@@ -292,26 +260,17 @@ class TAPExperiment:
             "neurons": encoder.neurons_per_layer,
         }
 
-    def cell(self, method: str, heuristic: str, constraint: float, percentile: float, seed: int) -> dict:
-        """The parameters that name a pruned model, checked."""
+    @property
+    def pictures(self):
+        """The module of functions that draw what the notebooks show of this experiment."""
+        from lfpr.tap import pictures
+
+        return pictures
+
+    def cell(self, method: str = "label-free", *place, **more) -> dict:
+        """The parameters that name a pruned model, checked (see ``lfpr.staged.Staged.budget``)."""
         choose("method", method, METHODS)
-        choose("heuristic", heuristic, HEURISTICS)
-        if heuristic == "sum" and not 0 < constraint <= 1:
-            raise ValueError(f"constraint = {constraint}: must be in (0, 1]")
-        if heuristic == "threshold" and not 0 <= percentile < 100:
-            raise ValueError(f"percentile = {percentile}: must be in [0, 100)")
-        cell = {"method": method, "heuristic": heuristic, "seed": seed} | self._sampling
-        wanted = {"constraint": constraint, "percentile": percentile}
-        return cell | {k: v if (k == "constraint") == (heuristic == "sum") else None for k, v in wanted.items()}
+        return {"method": method} | self.budget_of(*place, **more) | self._sampling
 
     def _stage(self, name: str, parameters: dict, build: Callable[[Path], dict]) -> Stage:
         return self.runs.stage(name, parameters | {"inputs": self.inputs}, build)
-
-
-def _spread(masks: Masks, values) -> Masks:
-    """The values of the kept heads and neurons at their places in [L, H] and [L, N], zeros elsewhere."""
-    heads, neurons = masks.heads.clone(), masks.neurons.clone()
-    for whole, parts in ((heads, values.heads), (neurons, values.neurons)):
-        for row, part in zip(whole, parts, strict=True):
-            row[row != 0] = part.detach()
-    return Masks(heads, neurons)

@@ -1,12 +1,11 @@
-"""Words in and out of TAP: PHOC and embeddings of OCR tokens, word pieces, answers as indices and back.
+"""Words in and out of TAP: PHOC of OCR tokens, word pieces, answers as indices and back.
 
 TAP reads a question as BERT word pieces, each OCR token as a spelling vector (PHOC) and a word vector, and writes an
 answer word by word, each from a fixed vocabulary or copied from an OCR token: index i < V is vocabulary word i, V + j
 is OCR token j (M4C: Hu et al., 2020; TAP: Yang et al., 2021; PHOC: Almazán et al., 2014).
 """
 
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import cycle, islice
 from pathlib import Path
@@ -17,6 +16,9 @@ from tokenizers import BertWordPieceTokenizer
 
 from lfpr.tap.metrics import soft_scores, word_tokenize
 from lfpr.tap.pickles import DataError, existing
+from lfpr.tap.vectors import Embedding as Embedding
+from lfpr.tap.vectors import FastText as FastText
+from lfpr.tap.vectors import HashedNgrams as HashedNgrams
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 BIGRAMS = (
@@ -24,9 +26,6 @@ BIGRAMS = (
     " me de co ta ec si ll so na li la el"
 )
 PHOC_SIZE = 36 * (2 + 3 + 4 + 5) + 50 * 2
-
-Embedding = Callable[[Sequence[str]], np.ndarray]
-"""Vectors of OCR tokens: a list of n words -> float32 [n, dim]; has an attribute ``dim``."""
 
 
 def _in_regions(start: np.ndarray, end: np.ndarray, level: int) -> np.ndarray:
@@ -60,60 +59,6 @@ def phoc(word: str) -> np.ndarray:
             vector[offset + 50 * region + bigram[position]] = 1
     vector.flags.writeable = False
     return vector
-
-
-class HashedNgrams:
-    """Word vectors without a download: the normalised sum of fixed random vectors of a word's character 1- to 4-grams.
-
-    Similar spellings get similar vectors, as with FastText's subwords, but nothing is learned: it is no stand-in for
-    FastText in a model trained with it. Deterministic given ``dim`` and ``seed``. ``self(words)`` -> float32 [n, dim],
-    rows of length 1.
-    """
-
-    def __init__(self, dim: int = 300, seed: int = 0, buckets: int = 1 << 13):
-        if dim < 1 or buckets < 1:
-            raise ValueError(f"dim and buckets: must be at least 1, got {dim} and {buckets}")
-        self.dim = dim
-        self._table = np.random.default_rng([seed, dim]).standard_normal((buckets, dim), dtype=np.float32)
-        self._known: dict[str, np.ndarray] = {}
-
-    def _vector(self, word: str) -> np.ndarray:
-        marked = f"<{word}>"  # so that prefixes and suffixes have n-grams of their own
-        grams = {marked[i : i + n] for n in (1, 2, 3, 4) for i in range(len(marked) - n + 1)} - {"<", ">"} | {marked}
-        vector = self._table[sorted(zlib.crc32(gram.encode()) % len(self._table) for gram in grams)].sum(0)
-        return vector / np.linalg.norm(vector)
-
-    def __call__(self, words: Sequence[str]) -> np.ndarray:
-        if len(self._known) > 1 << 16:
-            self._known.clear()
-        for word in words:
-            if word not in self._known:
-                self._known[word] = self._vector(word)
-        return np.stack([self._known[word] for word in words]) if len(words) else np.zeros((0, self.dim), np.float32)
-
-
-class FastText:
-    """FastText vectors from a ``.bin`` file such as wiki.en.bin: ``self(words)`` -> float32 [n, dim].
-
-    A token of several words gets their mean, as in M4C. Raises FileNotFoundError for a missing file and ImportError
-    when the package ``fasttext`` (an optional dependency) is not installed.
-    """
-
-    def __init__(self, path: str | Path):
-        path = existing(path, "FastText vectors")
-        try:
-            import fasttext
-        except ImportError as error:
-            raise ImportError(
-                f"reading {path} needs the package fasttext: pip install fasttext. HashedNgrams needs nothing, but a "
-                "model trained with FastText scores lower with it"
-            ) from error
-        self._model = fasttext.load_model(str(path))
-        self.dim = self._model.get_dimension()
-
-    def __call__(self, words: Sequence[str]) -> np.ndarray:
-        vectors = [np.mean([self._model.get_word_vector(part) for part in word.split(" ")], axis=0) for word in words]
-        return np.asarray(vectors, np.float32).reshape(len(words), self.dim)
 
 
 def read_words(path: Path) -> list[str]:
@@ -291,17 +236,36 @@ def answer_targets(
     return {"targets": targets, "previous": previous, "loss_mask": loss_mask}
 
 
-def decode(predictions: Sequence[int], ocr_tokens: Sequence[str], vocab: AnswerVocab) -> tuple[str, list[str]]:
-    """The answer that indices [T] write up to the first </s>, and each word's source ("VOCAB" or "OCR").
+class Answer(NamedTuple):
+    """A model's answer: its ``text``, and each word with its source, "vocabulary" or "ocr" (copied from a token)."""
 
-    A copy of a padded OCR position reads <pad>, as published.
+    text: str
+    words: list[tuple[str, str]]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def decode(predictions: Sequence[int], ocr_tokens: Sequence[str], vocab: AnswerVocab) -> Answer:
+    """The answer that indices [T] write up to the first </s>.
+
+    A copy of a padded OCR position reads <pad>, as published. Raises ValueError for a negative index.
     """
-    words, sources = [], []
+    words = []
     for index in map(int, predictions):
         if index == vocab.eos:
             break
+        if index < 0:
+            raise ValueError(f"predictions: {index} is no index of a word")
         copied = index - len(vocab)
-        token = word_tokenize(ocr_tokens[copied]) if 0 <= copied < len(ocr_tokens) else vocab.words[vocab.pad]
-        words.append(token if copied >= 0 else vocab.words[index])
-        sources.append("OCR" if copied >= 0 else "VOCAB")
-    return " ".join(words).replace(" 's", "'s"), sources
+        if copied < 0:
+            words.append((vocab.words[index], "vocabulary"))
+        else:
+            token = word_tokenize(ocr_tokens[copied]) if copied < len(ocr_tokens) else vocab.words[vocab.pad]
+            words.append((token, "ocr"))
+    return Answer(join(word for word, _ in words), words)
+
+
+def join(words: Iterable[str]) -> str:
+    """Words of an answer in a line, a possessive 's at its word."""
+    return " ".join(words).replace(" 's", "'s")

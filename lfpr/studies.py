@@ -1,0 +1,64 @@
+"""Tables beside the scores: speed, minutes, and what is studied with CLIP alone, from stages of opened experiments.
+
+Each function gives rows of one table of ``lfpr.tables.OPTIONAL``; stages that are missing are computed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lfpr.grid import Cell
+from lfpr.runs import minutes_per_stage, provenance_table
+
+SHOWN = {"method": "label-free", "heuristic": "sum", "constraint": 0.4, "percentile": 50, "seed": 0}
+"""The cell that the notebooks show by default, and that speed is measured of."""
+COMPARED = ("label-free", "fisher", "magnitude", "random")  # scores whose rankings are compared
+
+
+def study(experiment) -> None:
+    """Compute the stages that the tables need, but for those of the grid's cells."""
+    for method in COMPARED:
+        experiment.importance(method)
+    experiment.speed(**SHOWN)
+    if experiment.kind == "clip":
+        sensitivity_rows(experiment)
+        scale_rows(experiment)
+
+
+def speed_rows(experiment) -> list[dict]:
+    """A row per model of the cell ``SHOWN``: unpruned, pruned, retrained."""
+    measured = experiment.speed(**SHOWN).result
+    return [
+        {"experiment": experiment.name, "model": model, "constraint": SHOWN["constraint"], "ms": _time(row)} | row
+        for model, row in measured.items()
+    ]
+
+
+def _time(row: dict) -> float:
+    return next(value for name, value in row.items() if name.startswith("ms_per_"))
+
+
+def minutes_rows(runs: str | Path) -> list[dict]:
+    """Minutes and memory of all finished stages, by experiment, profile and stage."""
+    return minutes_per_stage(provenance_table(runs)).reset_index().rename(columns={"stages": "runs"}).to_dict("records")
+
+
+def sensitivity_rows(experiment) -> list[dict]:
+    return experiment.sensitivity().result["steps"]
+
+
+def cascade_rows(experiment, cells: list[tuple[Cell, str]]) -> list[dict]:
+    """A row per stage of a cell: ``cells`` are pairs of a cell and one of its stages, "pruned" or "retrained"."""
+    rows = []
+    for cell, name in cells:
+        place = {key: value for key, value in cell.place.items() if value is not None}
+        stage = (experiment.prune if name == "pruned" else experiment.retrain)(**place)
+        about = {key: cell.place[key] for key in ("method", "constraint", "seed")}
+        rows.append(about | {"retrained": name == "retrained"} | experiment.cascade(stage).result)
+    return rows
+
+
+def scale_rows(experiment) -> list[dict]:
+    from lfpr.clip import published_scales
+
+    return published_scales(experiment).to_dict("records")

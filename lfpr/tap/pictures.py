@@ -1,0 +1,71 @@
+"""What the notebooks show of a TAP experiment: questions, lengths of answers, decoding steps, answers of models.
+
+``lfpr.clip.pictures`` has functions of the same names for CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from lfpr.figures import SINGLE, STYLE
+from lfpr.tap.data import batches
+from lfpr.tap.label_free import peak_steps
+from lfpr.tap.model import TAP
+from lfpr.tap.show import show_questions
+
+SHOWN = tuple(range(0, 40, 5))  # four questions share an image: each picture shows another image
+COLOUR = "#0173b2"
+
+
+def examples(experiment) -> Figure:
+    """Eight validation questions with their OCR boxes and the unpruned model's answers."""
+    return _questions(experiment, {"model": experiment.model})
+
+
+def statistics(experiment, questions: int = 400) -> Figure:
+    """How many words the annotators' most common answers have, and how many OCR tokens the images of ``questions``."""
+    data = experiment.data("val", limit=min(questions, len(experiment.data("val"))))
+    samples = [data.sample(i) for i in range(len(data))]
+    answers = [max(s["answers"], key=s["answers"].count) for s in samples if s["answers"]]
+    return _counts({"Words in the answer": [len(answer.split()) for answer in answers],
+                    "OCR tokens in the image": [len(s["ocr_tokens"]) for s in samples]})  # fmt: skip
+
+
+def objective(experiment, seed: int = 0, questions: int = 200) -> Figure:
+    """The label-free objective looks at one decoding step: the median of t*, each question's step of highest score."""
+    indices = experiment.sample("train", questions, seed)
+    data = batches(experiment.data("train", indices=indices), experiment.settings.score_batch)
+    peaks = torch.cat([peak_steps(experiment.model, batch) for batch in data]).tolist()
+    return _counts({f"t*, of 0 … {experiment.config.decoding_steps - 1}": peaks})
+
+
+def compare(experiment, models: Mapping[str, TAP], questions: int = 400) -> tuple[Figure, dict[str, float]]:
+    """Eight questions with every model's answers, and how often each answers as the first of them does, over many."""
+    data = experiment.data("val", limit=min(questions, len(experiment.data("val"))))
+    table = pd.DataFrame({name: [str(a) for a in experiment.answers(model, data)] for name, model in models.items()})
+    same = table.eq(table.iloc[:, 0], axis=0).mean()
+    return _questions(experiment, models), same.to_dict()
+
+
+def _questions(experiment, models: Mapping[str, TAP]) -> Figure:
+    data = experiment.data("val", limit=min(max(SHOWN) + 1, len(experiment.data("val"))))
+    shown = [i for i in SHOWN if i < len(data)]
+    answers = {name: experiment.answers(model, data) for name, model in models.items()}
+    return show_questions(data, shown, {name: [given[i] for i in shown] for name, given in answers.items()})
+
+
+def _counts(values: Mapping[str, list[int]]) -> Figure:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((SINGLE * max(1, len(values) * 0.8), 1.9), layout="constrained")
+        for panel, (label, numbers) in zip(
+            figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True
+        ):
+            counts = pd.Series(numbers).value_counts().sort_index()
+            panel.bar(counts.index, counts.to_numpy(), color=COLOUR)
+            panel.set(xlabel=label, ylabel="Questions")
+    return figure
