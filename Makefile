@@ -1,16 +1,21 @@
 # make setup     .venv with the pinned packages of requirements.lock, once
-# make paper     the experiments' grid and every table and figure into paper_figures/   (GRID=full: all constraints)
+# make paper     the experiments' grid and every table and figure into paper_figures/
+#                GRID=full: all constraints and seeds; FULL=1 DATA=FOLDER: the papers' own, on your files; DRY=1: the plan
+#                PROFILE=workflow/profiles/slurm: another Snakemake profile
+# make rehearsal the notebooks with profile=full on random files of the real sizes
 # make test      ruff, pytest, nbval
 # make lab       JupyterLab on the notebooks
 # make baselines train the small models in data/mini/ anew
 PYTHON ?= python3
 PY := .venv/bin/python
 JOBS ?= $(shell nproc)
-GRID ?= default
+GRID ?= $(if $(FULL),published,default)
+DATA ?=
+PROFILE ?= workflow/profiles/local
 export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED := 0
 
-.PHONY: setup paper test lab baselines clean
+.PHONY: setup paper rehearsal test lab baselines clean
 
 setup: .venv/.done
 
@@ -21,8 +26,12 @@ setup: .venv/.done
 	touch .venv/.done
 
 paper: setup
-	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --cores $(JOBS) --nolock --rerun-incomplete \
-		--quiet rules host --config grid=$(GRID)
+	$(if $(DRY),$(PY) -m lfpr.plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS))
+	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --profile $(PROFILE) --cores $(JOBS) \
+		$(if $(DRY),--dry-run) --config grid=$(GRID) $(if $(DATA),data='$(abspath $(DATA))')
+
+rehearsal: setup
+	$(PY) -m lfpr.mini.rehearsal --out runs/rehearsal
 
 test: setup
 	$(PY) -m ruff check .
@@ -30,8 +39,9 @@ test: setup
 	$(PY) -m pytest tests
 	TQDM_DISABLE=1 OMP_NUM_THREADS=$(JOBS) $(PY) -m pytest --nbval --nbval-current-env notebooks
 
-lab: setup
-	$(PY) -m jupyterlab --notebook-dir=notebooks
+lab: setup  # the notebooks' kernel, python3, under the environment's name
+	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python (lfpr)" >/dev/null
+	$(PY) -m jupyterlab --notebook-dir=notebooks notebooks/00_explore.ipynb
 
 baselines: setup
 	$(PY) -m lfpr.mini.baselines
