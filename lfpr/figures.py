@@ -59,8 +59,10 @@ def accuracy_against_parameters(results: pd.DataFrame, experiment: str, heuristi
             panels[0].set_title(f"Before and after {name}")
             _lines(panels[1], pruned[pruned.retrained], unpruned)
             panels[1].set_title(f"After {name}, enlarged")
+        low, high = 100 * pruned.fraction.min(), 100 * pruned.fraction.max()
+        margin = max(3, (20 - (high - low)) / 2)  # so that a single constraint is not blown up
         for panel in panels:
-            panel.set_xlabel(f"{sentence(kept_label(experiment))} (%)")
+            panel.set(xlabel=f"{sentence(kept_label(experiment))} (%)", xlim=(low - margin, high + margin))
         handles = [*_methods(pruned), *before_and_after(pruned, experiment)]
         handles.append(Line2D([], [], color="0.3", linestyle=":", label=f"Unpruned ({100 * unpruned:.1f} %)"))
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6 if enlarge else 3))

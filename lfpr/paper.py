@@ -195,8 +195,8 @@ def _clip(tables: dict[str, pd.DataFrame]) -> Iterator[Item]:
     if "cascade" in tables:
         text = (
             "recall (%) of cascades: the pruned model ranks all images, the unpruned one re-ranks the top m. f: share "
-            "of images that are ever re-ranked; break-even: the f (%) that gains nothing; ×: how much faster all images "
-            "are encoded if f is 10 % as published, as measured, or what the first query needs."
+            "of images that are ever re-ranked; break-even: the f (%) that gains nothing; ×: how much faster all "
+            "images are encoded if f is 10 % as published, as measured, or what the first query needs."
         )
         yield f"table_{CLIP}_cascade", f"{label}: {text}", clip.cascade_table(tables["cascade"], results)
     if "scales" in tables:

@@ -44,7 +44,8 @@ def plan(grid: dict, measured: dict[str, dict]) -> list[Step]:
     steps = []
     for experiment, entry in grid.items():
         known, found = measured.get(experiment, {}), cells(entry)
-        once = [*NOTEBOOKS, *(name for name in known if name not in NOTEBOOKS + CELLS)]
+        shown = [NOTEBOOKS[0], *entry.get("notebooks", NOTEBOOKS[1:])]
+        once = [*shown, *(name for name in known if name not in NOTEBOOKS + CELLS)]
         steps += [Step(experiment, name, 1, known.get(name)) for name in once]
         retrained = [cell for cell in found if "retrained" in cell.stages]
         for name, chosen in zip(CELLS, (_scored(found), found, retrained), strict=True):

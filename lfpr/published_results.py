@@ -92,8 +92,9 @@ def minutes_table(minutes: pd.DataFrame) -> pd.DataFrame:
 def speed_table(measured: pd.DataFrame) -> pd.DataFrame:
     """Size and measured time of every model: parameters and MACs of the encoder, file, milliseconds per question or
     image, and the last two as shares of the unpruned model's."""
-    table = {}
-    for row in speed_ratios(measured).itertuples():
+    table, order = {}, {name: place for place, name in enumerate(measured.experiment.unique())}
+    ratios = speed_ratios(measured).sort_values("macs", ascending=False, kind="stable")
+    for row in ratios.sort_values("experiment", key=lambda names: names.map(order), kind="stable").itertuples():
         kept = "100 %" if row.model == "unpruned" else f"{100 * row.constraint:g} %"
         table[title(row.experiment), row.model, kept] = {
             "Parameters (M)": f"{row.parameters / 1e6:.2f}",

@@ -46,7 +46,7 @@ def rank_scatter(importance: pd.DataFrame, experiment: str, method: str = "label
     if not others:
         raise ValueError(f"importance.csv: {experiment} has no method to compare {method!r} with: expected 'fisher'")
     with matplotlib.rc_context(STYLE):
-        figure = Figure((SINGLE, 1.9) if len(others) == 1 else (DOUBLE, 1.8), layout="constrained")
+        figure = Figure((SINGLE, 1.65) if len(others) == 1 else (DOUBLE, 1.8), layout="constrained")
         panels = iter(figure.subplots(1, 2 * len(others), squeeze=False)[0])
         for other in others:
             for kind in ("head", "neuron"):

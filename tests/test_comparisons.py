@@ -232,6 +232,7 @@ def test_speed_is_relative_to_the_unpruned_model(speeds):
     panel = speed(speeds).axes[0]
     assert points(panel, BLUE) == [(45, 50)]
     table = speed_table(speeds)
+    assert [model for _, model, _ in speed_table(speeds[::-1]).index] == ["unpruned", "pruned"]
     assert table.loc[("TAP, TextVQA", "pruned", "40 %")].tolist() == ["0.40", "0.9", "1.6", "5.00", "45", "50"]
     for draw in (speed, speed_table):
         with pytest.raises(ValueError, match=r"speed\.csv: tap-textvqa has no row with model = 'unpruned'"):

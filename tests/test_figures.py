@@ -81,6 +81,9 @@ def test_a_single_point_is_drawn_as_a_marker(tables):
     panel = accuracy_against_parameters(rows, NAME).axes[0]
     points = [line for line in panel.lines if line.get_color() == METHODS["random"][1] and len(line.get_xdata()) == 1]
     markers = [line for line in points if line.get_marker() == METHODS["random"][2]]
+    assert accuracy_against_parameters(rows[rows.constraint != 0.8], NAME).axes[0].get_xlim() == pytest.approx(
+        (29.9, 49.9)
+    )
     assert sorted(float(line.get_ydata()[0]) for line in markers) == pytest.approx([100 * 0.49 / 3 + 100 / 3, 70])
 
 

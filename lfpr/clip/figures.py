@@ -83,11 +83,11 @@ def sensitivity_steps(sensitivity: pd.DataFrame, results: pd.DataFrame | None = 
         if sensitivity.rescaled.nunique() > 1:
             handles.append(Line2D([], [], color="0.2", linestyle=DASHED, marker="o", mfc="white", label="Not rescaled"))
             handles.append(Line2D([], [], color="0.2", marker="o", label="Rescaled"))
-        limits = 100 * steps.fraction.min() - 2, 100
+        limits = 100 * steps.fraction.min() - 2, 101
         if results is not None:
             handles.append(_search_line(panel, results, limits[0]))
         panel.set(
-            xlabel="Vision encoder MACs kept (%)", ylabel="MSCOCO recall, text→image (%)", xlim=limits, ylim=(-8, 100)
+            xlabel="Vision encoder MACs kept (%)", ylabel="MSCOCO recall, text→image (%)", xlim=limits, ylim=(-8, 103)
         )
         panel.grid(True)
         figure.legend(handles=handles, loc="outside upper center", ncols=3)

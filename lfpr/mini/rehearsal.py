@@ -30,7 +30,7 @@ from lfpr.tap.model import TAP, TAPConfig
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 STAGES = ("01_data", "02_importance", "03_prune", "04_retrain", "05_evaluate")  # of one experiment
 PAPER = "06_paper"  # of all
-QUESTIONS = {"train": 24, "val": 12, "test": 3, "score": 24}
+QUESTIONS = {"train": 16, "val": 6, "test": 3, "score": 16}
 CELLS = [{"method": ["label-free", "random"], "constraint": 0.4}]  # of the grid that 06 draws
 
 
