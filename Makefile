@@ -45,6 +45,7 @@ lab: setup  # the notebooks' kernel, python3, under the environment's name
 
 baselines: setup
 	$(PY) -m lfpr.mini.baselines
+	$(PY) -m lfpr.mini.clip_baseline
 
 clean:
 	rm -rf runs .snakemake .pytest_cache .ruff_cache .hypothesis

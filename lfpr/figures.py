@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MultipleLocator
 
 from lfpr.tables import (
     METHODS,
@@ -63,6 +64,7 @@ def accuracy_against_parameters(results: pd.DataFrame, experiment: str, heuristi
         margin = max(3, (20 - (high - low)) / 2)  # so that a single constraint is not blown up
         for panel in panels:
             panel.set(xlabel=f"{sentence(kept_label(experiment))} (%)", xlim=(low - margin, high + margin))
+            panel.xaxis.set_major_locator(MultipleLocator(10))
         handles = [*_methods(pruned), *before_and_after(pruned, experiment)]
         handles.append(Line2D([], [], color="0.3", linestyle=":", label=f"Unpruned ({100 * unpruned:.1f} %)"))
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6 if enlarge else 3))

@@ -40,7 +40,7 @@ def test_files_are_as_large_and_as_odd_as_the_real_ones(files):
     for split, questions in QUESTIONS.items():
         found = check(folder / "data", dataset, split)
         assert (found["questions"], found["bad"], found["first_bad"]) == (questions, 0, None)
-        assert (found["feature_size"], found["vocabulary"], found["fasttext"]) == (2048, (5000, 30522), True)
+        assert (found["feature_size"], found["vocabulary"], found["word_vectors"]) == (2048, (5000, 30522), 300)
         assert found["answered"] == (0 if split == "test" else questions)
         assert found["without_ocr"] == 1 and found["ocr_tokens"][2] == 100  # of 130
     layout = LAYOUTS[dataset, "train"]

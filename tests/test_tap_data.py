@@ -6,6 +6,7 @@ import os
 import pickle
 import pickletools
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -308,6 +309,20 @@ def test_fasttext_is_the_default(root, dataset):
         data[0]
 
 
+def test_real_annotations_as_an_imdb(tmp_path):
+    """What people really asked and answered (TextVQA 0.5.1), through the file format and into a submission."""
+    for split in ("train", "val"):
+        samples = Path(__file__).parent / f"real_samples/TextVQA_0.5.1_{split}_100.json"
+        made = json.loads(samples.read_text())["data"]
+        save_objects(tmp_path / f"{split}.npy", [{"version": 1.0}, *made], (101,))
+        records = read_imdb(tmp_path / f"{split}.npy")
+        assert len(records) == 100 and all(len(record["answers"]) == 10 for record in records)
+        for record, row in zip(records, made, strict=True):
+            same = ("question", "question_id", "image_id", "image_width", "image_height", "answers")
+            assert {name: record[name] for name in same} == {name: row[name] for name in same}
+            assert record["feature_path"] == f"{row['image_id']}.npy"
+
+
 def test_test_split_has_no_answers(tmp_path, dataset):
     write(tmp_path, dataset, answers=False)
     assert load(tmp_path, dataset).sample(0)["answers"] == []
@@ -316,7 +331,7 @@ def test_test_split_has_no_answers(tmp_path, dataset):
 
 
 def test_check(root, dataset):
-    report = check(root, dataset, "train", sizes=SIZES)
+    report = check(root, dataset, "train", sizes=SIZES, embed=EMBED)
     assert report == {
         "questions": 4,
         "answered": 4,
@@ -328,22 +343,26 @@ def test_check(root, dataset):
         "ocr_tokens": (0, 2.0, 4),
         "feature_size": 5,
         "vocabulary": (V, len(PIECES)),
-        "fasttext": False,
+        "word_vectors": 16,
         "bad": 0,
         "first_bad": None,
     }
+    without = check(root, dataset, "train", sizes=SIZES)
+    assert (without["word_vectors"], without["bad"]) == (None, 1) and "wiki.en.bin is missing" in without["first_bad"]
     layout = LAYOUTS[dataset, "train"]
     np.save(root / layout.ocr / "b.npy", np.zeros((5, 6), np.float32))
     (root / layout.objects / "c.npy").unlink()
-    report = check(root, dataset, "train", sizes=SIZES)
+    report = check(root, dataset, "train", sizes=SIZES, embed=EMBED)
     assert (report["bad"], report["images"]) == (2, 1)
     assert all(part in report["first_bad"] for part in ("question 9", "b.npy", "[n, 5]", "[5, 6]", "data/README.md"))
-    assert check(root, dataset, "train", sizes=SIZES, limit=2)["bad"] == 0
+    assert check(root, dataset, "train", sizes=SIZES, embed=EMBED, limit=2)["bad"] == 0
     made = [{"version": 1.0}, rows(dataset)[0] | {"answers": ["stop"] * 9}]
     save_objects(root / layout.imdb, made, (2,))
-    assert check(root, dataset, "train", sizes=SIZES)["bad"] == int(dataset == "textvqa")  # its accuracy needs ten
+    assert check(root, dataset, "train", sizes=SIZES, embed=EMBED)["bad"] == int(
+        dataset == "textvqa"
+    )  # its accuracy needs ten
     (root / layout.imdb).unlink()
-    assert layout.imdb in check(root, dataset, "train", sizes=SIZES)["first_bad"]
+    assert layout.imdb in check(root, dataset, "train", sizes=SIZES, embed=EMBED)["first_bad"]
 
 
 BOX = np.zeros((2, 4))

@@ -278,15 +278,19 @@ def check(
       error), ``writable`` (checked questions with an answer that vocabulary and OCR tokens can write), ``without_ocr``
       (images);
     - ``objects``, ``ocr_tokens``: (min, mean, max) per image; ``feature_size``; ``vocabulary``: (answers, word pieces);
-    - ``fasttext``: whether its file is there; ``bad``: records that cannot be used; ``first_bad``: why (None if all
-      can).
+    - ``word_vectors``: their length, None without a usable file; ``bad``: how many records cannot be used, and the
+      vectors' file; ``first_bad``: why (None if all can).
     """
     try:
         data = TAPDataset(root, dataset, split, **options)
     except (DataError, FileNotFoundError) as error:
         return {"questions": 0, "bad": 1, "first_bad": str(error)}
     counts: dict[str, tuple[int, int]] = {}
-    bad, writable = [], 0
+    bad, writable, vectors = [], 0, None
+    try:
+        vectors = data.words.embed.dim
+    except (ValueError, OSError) as error:
+        bad.append(str(error))
     for record in data.records[:limit]:
         try:
             image = data.image(record)
@@ -310,7 +314,7 @@ def check(
         "ocr_tokens": _spread(tokens),
         "feature_size": data.sizes.feature_size,
         "vocabulary": (len(data.vocab), len(data.pieces)),
-        "fasttext": (data.root / FASTTEXT).is_file(),
+        "word_vectors": vectors,
         "bad": len(bad),
         "first_bad": bad[0] if bad else None,
     }
