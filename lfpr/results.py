@@ -41,8 +41,8 @@ def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd
         for cell in cells(plan):
             stages = run(experiment, cell)
             for stage, done in stages.items():
-                row = about | cell.place | {"variant": cell.variant, "retrained": stage == "retrained"} | done.result
-                tables["results"].append(row)
+                row = about | cell.place | {"variant": cell.variant, "retrained": stage == "retrained"}
+                tables["results"].append(row | _cost(done) | done.result)
             if cell.variant:
                 continue
             tables["layers"] += layer_rows(experiment, cell, next(iter(stages.values())))
@@ -57,6 +57,12 @@ def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd
     tables["minutes"] += minutes_rows(runs)
     columns = TABLES | OPTIONAL
     return {key: pd.DataFrame(rows).reindex(columns=columns[key]) for key, rows in tables.items() if rows}
+
+
+def _cost(stage: Stage) -> dict:
+    """What a pruned model's file takes on disk, and its stage took in all where the result says nothing else."""
+    size = sum(file.stat().st_size for file in (stage.folder / "model").iterdir())
+    return {"megabytes": size / 1e6, "minutes": stage.provenance["seconds"] / 60}
 
 
 def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> None:
