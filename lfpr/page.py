@@ -240,13 +240,13 @@ h3:hover .anchor { visibility: visible; }
 
 def show(folder: str | Path, *kinds: str) -> None:
     """Display, in a notebook, the figures and tables of ``folder`` whose names begin with one of ``kinds``, in order,
-    each with its caption. Raises ``ValueError`` naming the kinds if there are none at all."""
+    each with its caption; where there are none, as of a small grid, a line says so."""
     from IPython.display import Image, Markdown, display
 
     captions = json.loads(Path(folder, "captions.json").read_text())
     stems = [stem for kind in kinds for stem in captions if stem.startswith(kind)]
     if not stems:
-        raise ValueError(f"kinds = {list(kinds)}: {folder} has no figure or table of that name")
+        display(Markdown(f"*Nothing of {', '.join(kinds)} in these runs.*"))
     for stem in stems:
         if Path(folder, f"{stem}.png").exists():
             display(Image(f"{folder}/{stem}.png", width=640), Markdown(f"*{captions[stem]}*"))

@@ -16,7 +16,6 @@ from tokenizers import BertWordPieceTokenizer
 
 from lfpr.tap.metrics import soft_scores, word_tokenize
 from lfpr.tap.pickles import DataError, existing
-from lfpr.tap.vectors import Embedding as Embedding
 from lfpr.tap.vectors import FastText as FastText
 from lfpr.tap.vectors import HashedNgrams as HashedNgrams
 
