@@ -10,4 +10,9 @@ export OMP_NUM_THREADS="$threads"
 # in a session of its own, which cancel.sh ends whole; the id is the session's
 setsid sh -c 'rm -f "$0/$$.exit"; sh "$1"; echo $? >"$0/$$.exit"' "$jobs" "$script" \
     >"$jobs/$(basename "$script").log" 2>&1 </dev/null &
-echo $!
+id=$!
+# the session begins a moment after the process; cancel.sh would miss it until then
+until kill -s 0 -- "-$id" 2>/dev/null || ! kill -0 "$id" 2>/dev/null; do
+    sleep 0.05
+done
+echo "$id"
