@@ -11,6 +11,7 @@ import argparse
 import resource
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from lfpr.clip.objectives import contrastive_loss
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
 from lfpr.gradients import collect_gradients
+from lfpr.latency import take_turns
 from lfpr.rearrange import rearrange
 from lfpr.rescale import rescale
 from lfpr.search import search
@@ -55,13 +57,8 @@ class Steps:
 @torch.no_grad()
 def seconds(models: dict[str, torch.nn.Module], batch: tuple[Tensor, Tensor], repeats: int) -> dict[str, float]:
     """The fastest forward pass of each model; they take turns."""
-    best = dict.fromkeys(models, float("inf"))
-    for turn in range(repeats + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            encode(model, batch)
-            best[name] = min(best[name], time.perf_counter() - start) if turn else best[name]
-    return best
+    turns = take_turns({name: partial(encode, model, batch) for name, model in models.items()}, repeats)
+    return {name: min(found) for name, found in turns.items()}
 
 
 def main() -> None:

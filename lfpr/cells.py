@@ -8,14 +8,13 @@ job also makes what the tables beside the scores need (``lfpr.studies``).
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
 from lfpr.experiments import TAPExperiment, open_experiment
-from lfpr.grid import Cell, cells, inputs, load_grid, share
+from lfpr.grid import Cell, cells, inputs, load_grid, parser, share
 from lfpr.runs import Stage, write_json
 from lfpr.studies import study
 
@@ -31,14 +30,10 @@ def run(experiment: TAPExperiment, cell: Cell) -> dict[str, Stage]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--grid", default="workflow/grid.yaml:default", help="FILE.yaml:NAME")
-    parser.add_argument("--experiment", required=True, help="one of the grid's experiments")
-    parser.add_argument("--job", type=int, help="which share of the cells; all by default")
-    parser.add_argument("--runs", default="runs", help="folder of the runs")
-    parser.add_argument("--stamp", help="file to write when done: the numbers of every cell")
-    parser.add_argument("--data", default="", help="the folder of the user's own files, for the profile full")
-    arguments = parser.parse_args()
+    options = parser(__doc__.split("\n")[0])
+    options.add_argument("--experiment", required=True, help="one of the grid's experiments")
+    options.add_argument("--job", type=int, help="which share of the cells; all by default")
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     grid = load_grid(arguments.grid)
     if arguments.experiment not in grid:

@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 
 from lfpr.cost import LinearCost, ParameterCost
 from lfpr.figures import DASHED, STYLE
+from lfpr.grid import STAGES
 from lfpr.masks import Importance, Masks
 from lfpr.runs import Stage, Unfinished
 from lfpr.tables import METHODS, score_label
 
 CONSTRAINTS = tuple(round(0.05 * i, 2) for i in range(2, 20))
 KEPT, CUT = "#0173b2", "#e3e6ea"
-STAGES = ("pruned", "retrained")
 
 
 class Explorer:

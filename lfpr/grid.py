@@ -6,6 +6,7 @@ cells, ``lfpr.results`` collects them.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -87,6 +88,16 @@ def inputs(plan: dict, data: str | Path) -> dict[str, str]:
     if not data:
         raise ValueError("profile = 'full' needs data, the folder of the user's own files (see data/README.md)")
     return {name: str(Path(data, plan[name])) for name in ("data_root", "checkpoint")}
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that all commands on a grid share."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--grid", default="workflow/grid.yaml:default", help="FILE.yaml:NAME")
+    options.add_argument("--runs", default="runs", help="folder of the runs")
+    options.add_argument("--stamp", help="file to write when done, with the numbers of what was done")
+    options.add_argument("--data", default="", help="the folder of the user's own files, for the profile full")
+    return options
 
 
 def _list(value: Any) -> list:

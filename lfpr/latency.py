@@ -15,7 +15,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,21 @@ class LatencyCost:
             return cls(*(values[name] for name in names))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a latency table: {error}") from error
+
+
+def take_turns(calls: Mapping[Any, Callable[[], object]], repeats: int) -> dict[Any, list[float]]:
+    """Seconds of ``repeats`` calls of each. They take turns, and in which one is first, so that drift of the machine
+    hits all alike; a first round warms up and is not counted."""
+    seconds: dict[Any, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(-1, repeats):
+        for place in range(len(names)):
+            name = names[(place + turn) % len(names)]
+            start = time.perf_counter()
+            calls[name]()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def monotone(values: Sequence[float]) -> np.ndarray:

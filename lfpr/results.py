@@ -8,7 +8,6 @@ are CSV files in ``paper_figures/``. One row of ``results.csv`` is one score.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +15,7 @@ import torch
 
 from lfpr.cells import run
 from lfpr.experiments import open_experiment
-from lfpr.grid import PLACE, Cell, cells, inputs, load_grid
+from lfpr.grid import PLACE, Cell, cells, inputs, load_grid, parser
 from lfpr.masks import Masks
 from lfpr.runs import Stage, write_json
 from lfpr.studies import COMPARED, SHOWN, cascade_rows, minutes_rows, scale_rows, sensitivity_rows, speed_rows
@@ -37,7 +36,6 @@ def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd
         tables["results"].append(about | place | experiment.baseline().result | size)
         for method in COMPARED:
             tables["importance"] += importance_rows(experiment, method)
-        own = [cell for cell in cells(plan) if not cell.variant]
         for cell in cells(plan):
             stages = run(experiment, cell)
             for stage, done in stages.items():
@@ -45,6 +43,8 @@ def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd
                 tables["results"].append(row | _cost(done) | done.result)
             if cell.variant:
                 continue
+            if experiment.kind == "clip":
+                tables["cascade"] += cascade_rows(experiment, cell, stages)
             tables["layers"] += layer_rows(experiment, cell, next(iter(stages.values())))
             shown = cell.place["method"], cell.place["constraint"]
             if shown == (SHOWN["method"], SHOWN["constraint"]) and "retrained" in stages:
@@ -53,7 +53,6 @@ def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd
         if experiment.kind == "clip":
             tables["sensitivity"] += sensitivity_rows(experiment)
             tables["scales"] += scale_rows(experiment)
-            tables["cascade"] += cascade_rows(experiment, [(cell, stage) for cell in own for stage in cell.stages])
     tables["minutes"] += minutes_rows(runs)
     columns = TABLES | OPTIONAL
     return {key: pd.DataFrame(rows).reindex(columns=columns[key]) for key, rows in tables.items() if rows}
@@ -122,13 +121,9 @@ def mask_rows(experiment, cell: Cell, retrained: Stage) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--grid", default="workflow/grid.yaml:default", help="FILE.yaml:NAME")
-    parser.add_argument("--runs", default="runs", help="folder of the runs")
-    parser.add_argument("--out", default="paper_figures", help="folder of the tables")
-    parser.add_argument("--stamp", help="file to write when done: the number of rows of each table")
-    parser.add_argument("--data", default="", help="the folder of the user's own files, for the profile full")
-    arguments = parser.parse_args()
+    options = parser(__doc__.split("\n")[0])
+    options.add_argument("--out", default="paper_figures", help="folder of the tables")
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     grid = load_grid(arguments.grid)
     tables = collect(grid, arguments.runs, arguments.data)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,8 +29,9 @@ from .cost import ParameterCost
 from .encoder import PrunableEncoder, prunable
 from .gradients import collect_gradients
 from .importance import magnitude, random_importance
+from .latency import take_turns
 from .masks import Importance, Masks
-from .saving import save_pruned
+from .saving import save_pruned, without_progress_bar
 from .search import search, search_proportional
 from .shrink import shrink, verify_equivalent
 
@@ -63,7 +64,7 @@ def load_encoder(folder: str | Path | None = None) -> tuple[nn.Module, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
-    with _no_progress_bar():
+    with without_progress_bar():
         try:
             model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except SafetensorError as error:
@@ -249,15 +250,8 @@ def study(
 @torch.no_grad()
 def median_times(models: Sequence[nn.Module], batch: Batch, repeats: int = 5) -> list[float]:
     """Median seconds of a forward pass of each model; they take turns, and in which one is first."""
-    times: list[list[float]] = [[] for _ in models]
-    for turn in range(-1, repeats):  # turn -1 allocates and is not counted
-        for place in range(len(models)):
-            place = (place + turn) % len(models)
-            start = time.perf_counter()
-            embeddings(models[place], batch)
-            if turn >= 0:
-                times[place].append(time.perf_counter() - start)
-    return [statistics.median(each) for each in times]
+    calls = {place: partial(embeddings, model, batch) for place, model in enumerate(models)}
+    return [statistics.median(seconds) for seconds in take_turns(calls, repeats).values()]
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -322,17 +316,3 @@ def _training(model: nn.Module) -> Iterator[None]:
     finally:
         for module in evaluating:
             module.training = False
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Loading weights without transformers' bar, whose setting is restored."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

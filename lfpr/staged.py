@@ -1,19 +1,35 @@
-"""What the experiments, TAP's and CLIP's, do in the same way: name cells, search masks, measure speed."""
+"""What the experiments, TAP's and CLIP's, do in the same way: name cells, search masks, retrain, measure speed."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
+
+from torch import nn
 
 from lfpr.grid import PLACE
 from lfpr.masks import Importance, Masks
-from lfpr.runs import Stage
+from lfpr.processes import with_helpers
+from lfpr.retrain import TrainableMasks
+from lfpr.runs import Stage, write_json
 from lfpr.saving import load_pruned
 from lfpr.search import search, search_proportional, search_threshold
 from lfpr.tap.settings import HEURISTICS, choose
 
 
 class Staged:
-    """Needs ``cost``, ``unscaled``, ``cell``, ``prune``, ``retrain``, ``compare``, ``model`` and ``_stage``."""
+    """Needs ``settings``, ``runs``, ``inputs``, ``model``, ``cost``, ``unscaled``, ``cell``, ``prune``, ``retrain``,
+    ``teach``, ``compare``, ``_finish``, ``_given`` (what it was made of, but for the settings) and ``_shared`` (names
+    of what does not depend on them)."""
+
+    def with_settings(self, **settings) -> Self:
+        """The same experiment with other values of these settings; what does not depend on them is shared."""
+        other = type(self)(*self._given, replace(self.settings, **settings))
+        other.__dict__ |= {name: self.__dict__[name] for name in self._shared if name in self.__dict__}
+        return other
 
     def masks(
         self,
@@ -47,6 +63,44 @@ class Staged:
         """Where a cell stands on its curve: the keys of ``lfpr.grid.PLACE``, None where the heuristic has no use."""
         checked = self.cell(**cell)
         return {name: checked[name] for name in PLACE}
+
+    def _stage(self, name: str, parameters: dict, build: Callable[[Path], dict]) -> Stage:
+        return self.runs.stage(name, parameters | {"inputs": self.inputs}, build)
+
+    def _retrained(
+        self,
+        parameters: dict,
+        prune: Callable[[], Stage],
+        train: Callable[[Path], tuple[nn.Module, TrainableMasks, list[dict]]],
+    ) -> Stage:
+        """The stage ``retrain``, with ``percent`` and the settings ``rest`` among its parameters.
+
+        ``train(checkpoint)`` gives the trained model, its mask values and its log, and goes on from that folder, which
+        outlives an interrupted build. ``prune()`` is the stage it starts from. Raises ``ValueError``, before any work,
+        for a percent out of range.
+        """
+        percent = parameters["percent"]
+        if not 0 < percent <= 100:
+            raise ValueError(f"percent = {percent}: must be in (0, 100]")
+        path = self.runs.path("retrain", parameters | {"inputs": self.inputs})
+        checkpoint = path.with_name(f"{path.name}.checkpoint")
+
+        def build(folder: Path, call: Callable[[], None]) -> dict:
+            pruned = prune()
+            self.teach()
+            call()  # the processes that share the batches
+            model, values, log = train(checkpoint)
+            values.spread(Masks.load(pruned.folder / "masks.safetensors")).save(folder / "masks.safetensors")
+            write_json(folder / "log.json", log)
+            numbers = {"percent": percent, "last_layers": parameters["rest"]["last_layers"], "iterations": len(log)}
+            return self._finish(model, folder) | numbers | {"minutes": log[-1]["seconds"] / 60}
+
+        def main(call: Callable[[], None]) -> Stage:
+            return self._stage("retrain", parameters, lambda folder: build(folder, call))
+
+        stage = with_helpers(main, lambda: train(checkpoint))
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        return stage
 
     def speed(self, **cell) -> Stage:
         """``compare`` of the unpruned, the pruned and the retrained model of a cell (see ``prune``), measured here."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lfpr.grid import Cell
-from lfpr.runs import minutes_per_stage, provenance_table
+from lfpr.runs import Stage, minutes_per_stage, provenance_table
 
 SHOWN = {"method": "label-free", "heuristic": "sum", "constraint": 0.4, "percentile": 50, "seed": 0}
 """The cell that the notebooks show by default, and that speed is measured of."""
@@ -47,15 +47,12 @@ def sensitivity_rows(experiment) -> list[dict]:
     return experiment.sensitivity().result["steps"]
 
 
-def cascade_rows(experiment, cells: list[tuple[Cell, str]]) -> list[dict]:
-    """A row per stage of a cell: ``cells`` are pairs of a cell and one of its stages, "pruned" or "retrained"."""
-    rows = []
-    for cell, name in cells:
-        place = {key: value for key, value in cell.place.items() if value is not None}
-        stage = (experiment.prune if name == "pruned" else experiment.retrain)(**place)
-        about = {key: cell.place[key] for key in ("method", "constraint", "seed")}
-        rows.append(about | {"retrained": name == "retrained"} | experiment.cascade(stage).result)
-    return rows
+def cascade_rows(experiment, cell: Cell, stages: dict[str, Stage]) -> list[dict]:
+    """A row per stage of a cell (``lfpr.cells.run``)."""
+    about = {key: cell.place[key] for key in ("method", "constraint", "seed")}
+    return [
+        about | {"retrained": name == "retrained"} | experiment.cascade(stage).result for name, stage in stages.items()
+    ]
 
 
 def scale_rows(experiment) -> list[dict]:

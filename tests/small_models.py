@@ -13,6 +13,7 @@ from torch import nn
 from lfpr.masks import Masks
 
 REFERENCE = Path(__file__).parent / "reference"
+PUBLISHED_MASKS = Path(__file__).parents[1] / "data" / "published" / "clip-masks"
 BERT = {
     "hidden_size": 48,
     "num_hidden_layers": 3,

@@ -164,7 +164,7 @@ def test_files_that_disagree_are_refused(pruned, tmp_path):
 
 
 def test_mask_files_of_the_frameworks_round_trip(tmp_path):
-    theirs = small.REFERENCE / "published_clip_masks" / "clip-vit-base-patch16_0.75_seed_1"
+    theirs = small.PUBLISHED_MASKS / "clip-vit-base-patch16_0.75_seed_1"
     masks = Masks.from_published(theirs)
     assert masks.equal(Masks.from_published(theirs / "head_mask.pt", theirs / "neuron_mask.pt"))
     folder = tmp_path / "outputs" / "clip-vit-base-patch16" / "mscoco" / "0.75" / "seed_1"

@@ -77,7 +77,7 @@ def test_mac_masks_equal_the_published_ones(name, tokens):
     ("name", "patch"), [("patch16_0.4_seed_1", 16), ("patch16_0.75_seed_1", 16), ("patch32_0.5_seed_501", 32)]
 )
 def test_macs_of_the_published_clip_masks(name, patch):
-    folder = small.REFERENCE / "published_clip_masks" / f"clip-vit-base-{name}"
+    folder = small.PUBLISHED_MASKS / f"clip-vit-base-{name}"
     with torch.device("meta"):
         tower = hf.CLIPVisionModel(hf.CLIPVisionConfig(patch_size=patch))
     cost = MacCost(prunable(tower), (224 // patch) ** 2 + 1)

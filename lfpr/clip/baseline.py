@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,11 +13,11 @@ from torch import Tensor
 from lfpr.clip import coco
 from lfpr.clip.inputs import CLIPInputs
 from lfpr.clip.retrieval import Encoded, compare, encode_images, encode_texts, match, recall
-from lfpr.clip.settings import CLIPSettings
 from lfpr.encoder import prunable
 from lfpr.files import write_whole
 from lfpr.masks import Masks
-from lfpr.runs import Runs, Stage
+from lfpr.runs import Stage
+from lfpr.staged import Staged
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -33,19 +31,10 @@ class Reference(NamedTuple):
     pairs: Tensor
 
 
-class CLIPBaseline(CLIPInputs):
+class CLIPBaseline(CLIPInputs, Staged):
     """Text features and unpruned image features are computed once: pruning leaves the text tower alone."""
 
-    def __init__(self, name: str, profile: str, runs: Path, data_root, checkpoint, settings: CLIPSettings) -> None:
-        super().__init__(name, profile, runs, data_root, checkpoint, settings)
-        self.runs = Runs(runs, name, profile)
-        self._given = name, profile, runs, data_root, checkpoint
-
-    def with_settings(self, **settings) -> Self:
-        """The same experiment with other values of these fields of ``CLIPSettings``; the model is shared."""
-        other = type(self)(*self._given, replace(self.settings, **settings))
-        other.__dict__ |= {name: self.__dict__[name] for name in ("model", "processor") if name in self.__dict__}
-        return other
+    _shared = ("model", "processor")
 
     def features(self) -> Stage:
         """The unpruned model's features of the validation images and captions, in ``features.safetensors``."""
@@ -107,9 +96,6 @@ class CLIPBaseline(CLIPInputs):
     @property
     def _evaluation(self) -> dict:
         return {"num_eval": self.settings.num_eval, "eval_captions": self.settings.eval_captions}
-
-    def _stage(self, name: str, parameters: dict, build: Callable[[Path], dict]) -> Stage:
-        return self.runs.stage(name, parameters | {"inputs": self.inputs}, build)
 
 
 def save_encoded(path: Path, **parts: Encoded) -> None:

@@ -17,7 +17,8 @@ from lfpr.clip.retrieval import vision_cost
 from lfpr.clip.settings import CLIPSettings
 from lfpr.cost import MacCost
 from lfpr.encoder import PrunableEncoder, prunable
-from lfpr.runs import file_hash, fingerprint
+from lfpr.runs import Runs, file_hash, fingerprint
+from lfpr.saving import without_progress_bar
 from lfpr.tap.checkpoint import CheckpointError
 from lfpr.tap.settings import SHIPPED
 
@@ -30,6 +31,8 @@ class CLIPInputs:
 
     def __init__(self, name: str, profile: str, runs: Path, data_root, checkpoint, settings: CLIPSettings) -> None:
         self.name, self.profile, self.settings = name, profile, settings
+        self._given = name, profile, runs, data_root, checkpoint
+        self.runs = Runs(runs, name, profile)
         self.data_root = Path(data_root) if data_root else Path(runs) / "data" / "mscoco-mini"
         self.checkpoint = str(checkpoint or SHIPPED / name)
         if not Path(self.checkpoint).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.checkpoint):
@@ -45,10 +48,8 @@ class CLIPInputs:
         """The unpruned model in evaluation mode, float32."""
         from transformers import CLIPModel  # seconds, which users of other experiments need not wait
 
-        from lfpr.sentences import _no_progress_bar
-
         try:
-            with _no_progress_bar():
+            with without_progress_bar():
                 model, info = CLIPModel.from_pretrained(self.checkpoint, dtype=torch.float32, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"checkpoint {self.checkpoint} cannot be read: {error}") from error

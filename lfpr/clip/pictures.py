@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lfpr.clip.coco import COCOCaptions, read_image
 from lfpr.clip.objectives import image_features
+from lfpr.comparisons import BLUE, ORANGE
 from lfpr.figures import DOUBLE, SINGLE, STYLE
 from lfpr.gradients import collect_gradients
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import CLIPModel
 
 QUERIES, FOUND = 3, 5
-BLUE, ORANGE = "#0173b2", "#de8f05"
 
 
 def examples(experiment) -> Figure:

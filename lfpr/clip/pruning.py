@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,28 +14,26 @@ from torch.utils.data import DataLoader
 from lfpr.clip import coco
 from lfpr.clip.baseline import CLIPBaseline, load_encoded, save_encoded
 from lfpr.clip.controls import uniform, with_neurons_by
-from lfpr.clip.distil import distil, extra, loader
+from lfpr.clip.distil import TRAINED, distil, loader
 from lfpr.clip.objectives import CAPTION, Attached, Batch, contrastive, image_features, label_free, text_features
 from lfpr.clip.retrieval import encode_images
 from lfpr.clip.settings import CONTROLS, GRADIENTS, METHODS, UNSCALED
 from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.importance import activation_importance, magnitude, random_importance
 from lfpr.masks import Importance, Masks
-from lfpr.processes import with_helpers
 from lfpr.rearrange import rearrange
 from lfpr.rescale import Rescaled, rescale
 from lfpr.retrain import TrainableMasks
-from lfpr.runs import Stage, write_json
+from lfpr.runs import Stage
 from lfpr.saving import load_pruned, save_pruned
 from lfpr.shrink import shrink, verify_equivalent
-from lfpr.staged import Staged
 from lfpr.tap.settings import choose
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
 
 
-class CLIPPruning(CLIPBaseline, Staged):
+class CLIPPruning(CLIPBaseline):
     """Scores, masks, the pruned and the retrained model of a method and a budget."""
 
     kind, methods, unscaled, budget = "clip", METHODS, UNSCALED, "MACs of the vision tower"
@@ -148,41 +145,23 @@ class CLIPPruning(CLIPBaseline, Staged):
         parameters = self.cell(
             method, heuristic, constraint, percentile, seed, rearranged=rearranged, rescaled=rescaled
         )
-        extra(self.model.vision_model, trained)
+        choose("trained", trained, TRAINED)
         percent = 100 if percent is None else percent
-        if not 0 < percent <= 100:
-            raise ValueError(f"percent = {percent}: must be in (0, 100]")
         chosen = self.settings
         layers = chosen.rest.last_layers if last_layers is None else last_layers
         rest = replace(chosen.rest, last_layers=layers if trained == "last" else 0)
         amounts = {"percent": percent, "batch": chosen.retrain_batch, "steps": chosen.retrain_steps}
         parameters |= amounts | {"trained": trained, "images": chosen.retrain_images, "rest": asdict(rest)}
 
-        path = self.runs.path("retrain", parameters | {"inputs": self.inputs})
-        checkpoint = path.with_name(f"{path.name}.checkpoint")  # outlives an interrupted build
+        def prune() -> Stage:
+            return self.prune(method, heuristic, constraint, percentile, seed, rearranged, rescaled)
 
-        def train() -> tuple[CLIPModel, TrainableMasks, list[dict]]:
-            pruned = self.prune(method, heuristic, constraint, percentile, seed, rearranged, rescaled)
-            model, batches = load_pruned(pruned.folder / "model"), self._distillation(percent, seed)
+        def train(checkpoint: Path) -> tuple[CLIPModel, TrainableMasks, list[dict]]:
+            model, batches = load_pruned(prune().folder / "model"), self._distillation(percent, seed)
             saving = {"checkpoint": checkpoint, "checkpoint_every": chosen.checkpoint_every}
             return model, *distil(model, batches, rest, trained, **saving)
 
-        def build(folder: Path, call: Callable[[], None]) -> dict:
-            pruned = self.prune(method, heuristic, constraint, percentile, seed, rearranged, rescaled)
-            self.targets()
-            call()  # the processes that share the batches
-            model, values, log = train()
-            values.spread(Masks.load(pruned.folder / "masks.safetensors")).save(folder / "masks.safetensors")
-            write_json(folder / "log.json", log)
-            numbers = {"percent": percent, "last_layers": rest.last_layers, "iterations": len(log)}
-            return self._finish(model, folder) | numbers | {"minutes": log[-1]["seconds"] / 60}
-
-        def main(call: Callable[[], None]) -> Stage:
-            return self._stage("retrain", parameters, lambda folder: build(folder, call))
-
-        stage = with_helpers(main, train)
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        return stage
+        return self._retrained(parameters, prune, train)
 
     def teach(self) -> Stage:
         """What retraining learns from: the unpruned features."""

@@ -11,8 +11,8 @@ so that 5,000 images by 25,000 captions take no more memory than some rows of th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from lfpr.clip.objectives import Batch, image_features, text_features
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
+from lfpr.latency import take_turns
 from lfpr.shrink import _evaluating
 
 TIE = 1e-12  # cosines that differ by less are equal up to the order of summation
@@ -210,12 +211,7 @@ def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 9) -> dic
     """For each CLIP model: ``parameters`` and ``macs`` of its vision layers, ``megabytes`` of all its weights in
     float32, and ``ms_per_image`` of image encoding. The models take turns; of ``repeats`` runs the fastest counts,
     which other processes disturb least."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(repeats + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            image_features(model, batch)
-            seconds[name].append(time.perf_counter() - start)
+    seconds = take_turns({name: partial(image_features, model, batch) for name, model in models.items()}, repeats)
     table = {}
     for name, model in models.items():
         encoder = prunable(model.vision_model)
@@ -223,7 +219,7 @@ def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 9) -> dic
             "parameters": encoder.num_parameters,
             "macs": vision_cost(model).of(sum(encoder.heads_per_layer), sum(encoder.neurons_per_layer)),
             "megabytes": sum(p.numel() * 4 for p in model.parameters()) / 1e6,
-            "ms_per_image": 1000 * min(seconds[name][1:]) / len(batch["pixel_values"]),  # the first run warms up
+            "ms_per_image": 1000 * min(seconds[name]) / len(batch["pixel_values"]),
         }
     return table
 

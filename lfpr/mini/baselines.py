@@ -118,10 +118,7 @@ def train_tap(
     binding = Binding(config, ngrams)
     parameters = list({id(p): p for p in [*model.parameters(), *binding.parameters()]}.values())
     optimiser = torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, foreach=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda i: min((i + 1) / recipe.warm_up, 0.5 * (1 + math.cos(math.pi * i / recipe.steps))),
-    )
+    schedule = warm_cosine(optimiser, recipe.warm_up, recipe.steps)
     pointed: list[Tensor] = [torch.empty(0)]  # the OCR slots' MMT outputs, as the pointer network gets them
     model.ocr_ptr_net.key.register_forward_pre_hook(lambda module, inputs: pointed.__setitem__(0, inputs[0]))
     loader = batches(data, recipe.batch_size, recipe.seed, drop_last=True)
@@ -147,6 +144,13 @@ def train_tap(
             if step == recipe.steps:
                 break
     return _untie(model, words)
+
+
+def warm_cosine(optimiser: torch.optim.Optimizer, warm_up: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rates rise for ``warm_up`` steps and follow half a cosine to zero at ``steps``."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda i: min((i + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * i / steps)))
+    )
 
 
 def _cross_entropy(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

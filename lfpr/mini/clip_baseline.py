@@ -27,6 +27,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from lfpr.clip.coco import COCOCaptions, captions, images
 from lfpr.clip.processor import Processor
 from lfpr.clip.retrieval import encode_images, encode_texts, recall
+from lfpr.mini.baselines import warm_cosine
 from lfpr.mini.coco import CAPTIONS, SCENE, write_coco
 from lfpr.runs import write_json
 from lfpr.tap.settings import SHIPPED
@@ -97,9 +98,7 @@ def train(model: CLIPModel, pixels: np.ndarray, ids: Tensor, processor: Processo
     others = [p for p in model.parameters() if p.ndim <= 1]  # biases, layer norms, logit scale: no decay
     groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, foreach=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / recipe.warm_up, 0.5 * (1 + math.cos(math.pi * i / recipe.steps)))
-    )
+    schedule = warm_cosine(optimiser, recipe.warm_up, recipe.steps)
     order = np.empty(0, int)
     model.train()
     for _ in (bar := trange(recipe.steps, desc="train", mininterval=5)):

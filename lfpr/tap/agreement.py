@@ -7,9 +7,10 @@ search keeps the same ones.
 
 from __future__ import annotations
 
-import torch
+import pandas as pd
 from torch import Tensor
 
+from lfpr import rankings
 from lfpr.tap.stages import TAPExperiment
 
 
@@ -44,11 +45,5 @@ def scoring_agreement(experiment: TAPExperiment, seed: int = 0, constraint: floa
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of the entries of two tensors of the same shape; equal entries share their rank."""
-    return torch.corrcoef(torch.stack([_ranks(a), _ranks(b)]))[0, 1].item()
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, place, count = values.double().flatten().unique(return_inverse=True, return_counts=True)
-    last = count.cumsum(0)
-    return (last - (count - 1) / 2)[place].double()
+    """Spearman's rank correlation of the entries of two tensors of the same shape (``lfpr.rankings.spearman``)."""
+    return rankings.spearman(pd.DataFrame({"a": a.flatten().numpy(), "b": b.flatten().numpy()}))

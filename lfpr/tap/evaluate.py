@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
+from lfpr.latency import take_turns
 from lfpr.runs import write_json
 from lfpr.tap.data import TAPBatch, TAPDataset, batches
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
@@ -93,12 +94,7 @@ def compare(models: dict[str, TAP], batch: Batch, repeats: int = 7) -> dict[str,
     """
     questions = len(batch["num_ocr"])
     positions = int(batch["num_obj"].sum() + batch["num_ocr"].sum() + (batch["text"] != 0).sum())
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(repeats + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model.generate(batch)
-            seconds[name].append(time.perf_counter() - start)
+    seconds = take_turns({name: partial(model.generate, batch) for name, model in models.items()}, repeats)
     table = {}
     for name, model in models.items():
         encoder = prunable(model)
@@ -107,6 +103,6 @@ def compare(models: dict[str, TAP], batch: Batch, repeats: int = 7) -> dict[str,
             "parameters": encoder.num_parameters,
             "macs": cost.of(sum(encoder.heads_per_layer), sum(encoder.neurons_per_layer)),
             "megabytes": sum(p.numel() * 4 for p in model.parameters()) / 1e6,
-            "ms_per_question": 1000 * float(np.median(seconds[name][1:])) / questions,  # the first run warms up
+            "ms_per_question": 1000 * float(np.median(seconds[name])) / questions,
         }
     return table

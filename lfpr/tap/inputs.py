@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -39,14 +37,6 @@ class TAPInputs:
             raise CheckpointError(f"checkpoint = {self.checkpoint}: no such file (see data/README.md)")
         if profile == "full" and not self.data_root.is_dir():
             raise FileNotFoundError(f"data_root = {self.data_root}: no such folder (see data/README.md)")
-
-    def with_settings(self, **settings) -> Self:
-        """The same experiment with other values of these fields of ``Settings``; the model is shared."""
-        other = type(self)(*self._given, replace(self.settings, **settings))
-        for name in ("model", "embed", "_images"):
-            if name in self.__dict__:
-                setattr(other, name, getattr(self, name))
-        return other
 
     def __repr__(self) -> str:
         return f"{self.name} ({self.profile}): {self.encoder.num_layers} MMT layers, data in {self.data_root}"

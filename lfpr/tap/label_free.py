@@ -73,8 +73,9 @@ class _Cache:
         return key, value
 
 
-def _first(model: TAP, batch: Batch) -> Tensor:
-    return torch.full_like(batch["num_ocr"], model.config.bos_index)[:, None]  # [B, 1]
+def begin(model: TAP, batch: Batch) -> Tensor:
+    """The answer so far before the first step: ``<s>`` for each sample [B, 1]."""
+    return torch.full_like(batch["num_ocr"], model.config.bos_index)[:, None]
 
 
 def _decode(model: TAP, batch: Batch, step: int) -> Tensor:
@@ -91,7 +92,7 @@ def _decode(model: TAP, batch: Batch, step: int) -> Tensor:
         mask = torch.cat([encoded.valid[:, None].expand(-1, steps, -1), before], 2)[:, None]
         return model._scores(model.mmt.encoder(x, mask, cache), keys, encoded)
 
-    previous, ahead = _first(model, batch), _Cache(cache.layers)
+    previous, ahead = begin(model, batch), _Cache(cache.layers)
     with torch.no_grad():
         for t in range(step):
             previous = torch.cat([previous, scores(previous[:, t:], t, ahead).argmax(-1)], 1)
@@ -101,7 +102,7 @@ def _decode(model: TAP, batch: Batch, step: int) -> Tensor:
 def _decode_anew(model: TAP, batch: Batch, step: int) -> Tensor:
     """Scores [B, step + 1, V + num_ocr] of the last of step + 1 passes over all positions, as LFPR's code runs them:
     dropout of object and OCR inputs is drawn once, TextBERT and MMT run in each pass."""
-    first = _first(model, batch)
+    first = begin(model, batch)
     text = batch["text"]
     kept = (text != 0).any(0).nonzero()[:, 0]
     encoded = model.encode(batch)

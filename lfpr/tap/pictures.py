@@ -12,24 +12,25 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from lfpr.comparisons import BLUE
 from lfpr.figures import SINGLE, STYLE
-from lfpr.tap.data import batches
+from lfpr.tap.data import TAPDataset, batches
 from lfpr.tap.label_free import peak_steps
 from lfpr.tap.model import TAP
 from lfpr.tap.show import show_questions
 
 SHOWN = tuple(range(0, 40, 5))  # four questions share an image: each picture shows another image
-COLOUR = "#0173b2"
 
 
 def examples(experiment) -> Figure:
     """Eight validation questions with their OCR boxes and the unpruned model's answers."""
-    return _questions(experiment, {"model": experiment.model})
+    data = _first(experiment, max(SHOWN) + 1)
+    return _questions(data, {"model": experiment.answers(experiment.model, data)})
 
 
 def statistics(experiment, questions: int = 400) -> Figure:
     """How many words the annotators' most common answers have, and how many OCR tokens the images of ``questions``."""
-    data = experiment.data("val", limit=min(questions, len(experiment.data("val"))))
+    data = _first(experiment, questions)
     samples = [data.sample(i) for i in range(len(data))]
     answers = [max(s["answers"], key=s["answers"].count) for s in samples if s["answers"]]
     return _counts({"Words in the answer": [len(answer.split()) for answer in answers],
@@ -46,16 +47,20 @@ def objective(experiment, seed: int = 0, questions: int = 200) -> Figure:
 
 def compare(experiment, models: Mapping[str, TAP], questions: int = 400) -> tuple[Figure, dict[str, float]]:
     """Eight questions with every model's answers, and how often each answers as the first of them does, over many."""
-    data = experiment.data("val", limit=min(questions, len(experiment.data("val"))))
-    table = pd.DataFrame({name: [str(a) for a in experiment.answers(model, data)] for name, model in models.items()})
-    same = table.eq(table.iloc[:, 0], axis=0).mean()
-    return _questions(experiment, models), same.to_dict()
-
-
-def _questions(experiment, models: Mapping[str, TAP]) -> Figure:
-    data = experiment.data("val", limit=min(max(SHOWN) + 1, len(experiment.data("val"))))
-    shown = [i for i in SHOWN if i < len(data)]
+    data = _first(experiment, questions)
     answers = {name: experiment.answers(model, data) for name, model in models.items()}
+    table = pd.DataFrame(answers)
+    same = table.eq(table.iloc[:, 0], axis=0).mean()
+    return _questions(data, answers), same.to_dict()
+
+
+def _first(experiment, questions: int) -> TAPDataset:
+    """The first validation questions."""
+    return experiment.data("val", limit=min(questions, len(experiment.data("val"))))
+
+
+def _questions(data: TAPDataset, answers: Mapping[str, list[str]]) -> Figure:
+    shown = [i for i in SHOWN if i < len(data)]
     return show_questions(data, shown, {name: [given[i] for i in shown] for name, given in answers.items()})
 
 
@@ -66,6 +71,6 @@ def _counts(values: Mapping[str, list[int]]) -> Figure:
             figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True
         ):
             counts = pd.Series(numbers).value_counts().sort_index()
-            panel.bar(counts.index, counts.to_numpy(), color=COLOUR)
+            panel.bar(counts.index, counts.to_numpy(), color=BLUE)
             panel.set(xlabel=label, ylabel="Questions")
     return figure

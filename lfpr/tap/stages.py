@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from lfpr.encoder import prunable
 from lfpr.gradients import collect_gradients
 from lfpr.importance import magnitude, random_importance
 from lfpr.masks import Importance, Masks
-from lfpr.processes import with_helpers
 from lfpr.rescale import rescale
 from lfpr.retrain import TrainableMasks, retrain
 from lfpr.runs import Stage, write_json
@@ -24,7 +22,7 @@ from lfpr.staged import Staged
 from lfpr.tap.data import TAPDataset, batches
 from lfpr.tap.evaluate import compare, evaluate, first_scores, predict
 from lfpr.tap.inputs import TAPInputs
-from lfpr.tap.label_free import PUBLISHED_BATCH, PUBLISHED_DROPOUT, label_free, labelled, peak_step
+from lfpr.tap.label_free import PUBLISHED_BATCH, PUBLISHED_DROPOUT, begin, label_free, labelled, peak_step
 from lfpr.tap.model import TAP
 from lfpr.tap.schedule import schedule
 from lfpr.tap.settings import METHODS, UNSCALED, choose
@@ -35,6 +33,7 @@ class TAPExperiment(TAPInputs, Staged):
     """Stages of a TAP experiment. ``result`` of each stage is a dict of numbers, ``folder`` holds its files."""
 
     kind, methods, unscaled, budget = "tap", METHODS, UNSCALED, "parameters of the MMT"
+    _shared = ("model", "embed", "_images")
 
     def baseline(self) -> Stage:
         """The unpruned model's score."""
@@ -116,8 +115,7 @@ class TAPExperiment(TAPInputs, Staged):
             pruned = shrink(self.model, masks)
             largest = self.verify(masks, pruned)
             masks.save(folder / "masks.safetensors")
-            save_pruned(pruned, folder / "model")
-            return self.describe(pruned) | self.evaluate(pruned) | {"largest_difference": largest}
+            return self._finish(pruned, folder) | {"largest_difference": largest}
 
         return self._stage("prune", parameters, build)
 
@@ -133,12 +131,11 @@ class TAPExperiment(TAPInputs, Staged):
         """``masks`` with values fitted on ``rescale_samples`` unlabelled training questions and their decoded answers'
         first two steps, padding left out (``lfpr.rescale``)."""
         data = self.data("train", indices=self.sample("train", self.settings.rescale_samples, seed))
-        steps = 2
 
         def answered():
             for batch in batches(data, self.settings.score_batch):
-                first = torch.full_like(batch["num_ocr"], self.config.bos_index)[:, None]
-                yield batch | {"previous": torch.cat([first, self.model.generate(batch, steps - 1)[1]], 1)}
+                first = begin(self.model, batch)
+                yield batch | {"previous": torch.cat([first, self.model.generate(batch, 1)[1]], 1)}
 
         return rescale(self.encoder, masks, answered(), lambda batch: self.model(batch, batch["previous"]))
 
@@ -164,18 +161,16 @@ class TAPExperiment(TAPInputs, Staged):
         percent = published[0] if percent is None else percent
         last_layers = published[1] if last_layers is None else last_layers
         last_layers = last_layers if trained == "ReSt" else 0
-        if not 0 < percent <= 100:
-            raise ValueError(f"percent = {percent}: must be in (0, 100]")
         chosen = self.settings
         settings = replace(chosen.rest, last_layers=last_layers, mixed_precision=chosen.mixed_precision)
         parameters |= {"percent": percent, "batch": chosen.retrain_batch, "rest": asdict(settings),
                        "trained": trained, "score_every": chosen.score_every}  # fmt: skip
-        path = self.runs.path("retrain", parameters | {"inputs": self.inputs})
-        checkpoint = path.with_name(f"{path.name}.checkpoint")  # outlives an interrupted build
 
-        def train() -> tuple[TAP, TrainableMasks, list[dict]]:
-            pruned = self.prune(method, heuristic, constraint, percentile, seed)
-            model = load_pruned(pruned.folder / "model").train()
+        def prune() -> Stage:
+            return self.prune(method, heuristic, constraint, percentile, seed)
+
+        def train(checkpoint: Path) -> tuple[TAP, TrainableMasks, list[dict]]:
+            model = load_pruned(prune().folder / "model").train()
             labels = self.pseudo_labels()
             count = max(1, round(labels.result["questions"] * percent / 100))
             data = self.data(
@@ -190,22 +185,7 @@ class TAPExperiment(TAPInputs, Staged):
             loss = labelled(model, reduction="parts")
             return model, *retrain(model, prunable(model), heads, data, loss, settings, **options)
 
-        def build(folder: Path, call: Callable[[], None]) -> dict:
-            pruned, _ = self.prune(method, heuristic, constraint, percentile, seed), self.pseudo_labels()
-            call()
-            model, values, log = train()
-            values.spread(Masks.load(pruned.folder / "masks.safetensors")).save(folder / "masks.safetensors")
-            write_json(folder / "log.json", log)
-            save_pruned(model.eval(), folder / "model")
-            numbers = {"percent": percent, "last_layers": last_layers, "iterations": len(log)}
-            return self.describe(model) | self.evaluate(model) | numbers | {"minutes": log[-1]["seconds"] / 60}
-
-        def main(call: Callable[[], None]) -> Stage:
-            return self._stage("retrain", parameters, lambda folder: build(folder, call))
-
-        stage = with_helpers(main, train)
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        return stage
+        return self._retrained(parameters, prune, train)
 
     def teach(self) -> Stage:
         """What retraining learns from: the pseudo-labels."""
@@ -260,6 +240,11 @@ class TAPExperiment(TAPInputs, Staged):
             "neurons": encoder.neurons_per_layer,
         }
 
+    def _finish(self, model: TAP, folder: Path) -> dict:
+        """Save a pruned model; its size and score."""
+        save_pruned(model.eval(), folder / "model")
+        return self.describe(model) | self.evaluate(model)
+
     @property
     def pictures(self):
         """The module of functions that draw what the notebooks show of this experiment."""
@@ -268,9 +253,6 @@ class TAPExperiment(TAPInputs, Staged):
         return pictures
 
     def cell(self, method: str = "label-free", *place, **more) -> dict:
-        """The parameters that name a pruned model, checked (see ``lfpr.staged.Staged.budget``)."""
+        """The parameters that name a pruned model, checked (see ``lfpr.staged.Staged.budget_of``)."""
         choose("method", method, METHODS)
         return {"method": method} | self.budget_of(*place, **more) | self._sampling
-
-    def _stage(self, name: str, parameters: dict, build: Callable[[Path], dict]) -> Stage:
-        return self.runs.stage(name, parameters | {"inputs": self.inputs}, build)
