@@ -14,15 +14,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lfpr.checks import choose
 from lfpr.retrain import ReSt
 from lfpr.tap.layout import InputSizes
-from lfpr.tap.settings import SHIPPED, Settings, TAPSpec, choose
+from lfpr.tap.settings import Settings, TAPSpec
 from lfpr.tap.stages import TAPExperiment
 
 if TYPE_CHECKING:
     from lfpr.clip.stages import CLIPExperiment
 
-__all__ = ["EXPERIMENTS", "PROFILES", "SETTINGS", "SHIPPED", "Settings", "TAPExperiment", "choose", "open_experiment"]
+__all__ = ["EXPERIMENTS", "PROFILES", "SETTINGS", "Settings", "TAPExperiment", "open_experiment"]
 
 PROFILES = ("mini", "full")
 

@@ -1,10 +1,29 @@
-"""Files that are written whole or not at all."""
+"""Files: where the shipped ones are, what is wrong with the user's, and writing them whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+SHIPPED = Path(__file__).parents[1] / "data" / "mini"  # baselines of the mini profile
+WHERE = "see data/README.md for what to download"
+
+
+class DataError(ValueError):
+    """A data file does not hold what it should; the message names the file, what was expected and what was found."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, truncated, or not of the model's names and shapes."""
+
+
+def existing(path: str | Path, what: str) -> Path:
+    """The path if a file is there; FileNotFoundError that says what it should hold and where to get it otherwise."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing ({what}); {WHERE}")
+    return path
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:

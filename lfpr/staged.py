@@ -10,6 +10,7 @@ from typing import Self
 
 from torch import nn
 
+from lfpr.checks import HEURISTICS, choose
 from lfpr.grid import PLACE
 from lfpr.masks import Importance, Masks
 from lfpr.processes import with_helpers
@@ -17,7 +18,6 @@ from lfpr.retrain import TrainableMasks
 from lfpr.runs import Stage, write_json
 from lfpr.saving import load_pruned
 from lfpr.search import search, search_proportional, search_threshold
-from lfpr.tap.settings import HEURISTICS, choose
 
 
 class Staged:

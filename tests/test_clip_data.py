@@ -18,11 +18,10 @@ from lfpr.clip import coco
 from lfpr.clip.coco import COCOCaptions, batches, captions, check, images
 from lfpr.clip.processor import Processor
 from lfpr.clip.retrieval import encode_images, encode_texts, recall
+from lfpr.files import SHIPPED, DataError
 from lfpr.mini.clip_baseline import Recipe, train_baseline
 from lfpr.mini.coco import CAPTIONS, FIRST_IMAGE, scene, write_coco
 from lfpr.mini.coco import captions as describe
-from lfpr.tap.pickles import DataError
-from lfpr.tap.settings import SHIPPED
 
 FOLDER = SHIPPED / "clip-mscoco"
 SAMPLES = Path(__file__).parent / "real_samples"

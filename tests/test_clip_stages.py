@@ -15,9 +15,9 @@ import lfpr
 from lfpr.clip import coco, distil, pruning
 from lfpr.clip.published import published_scales
 from lfpr.clip.settings import CONTROLS, METHODS, SETTINGS
+from lfpr.files import CheckpointError
 from lfpr.mini.clip_baseline import write_processor
 from lfpr.mini.coco import captions, scene, write_coco
-from lfpr.tap.checkpoint import CheckpointError
 
 SMALL = {
     "train_images": 36, "val_images": 20, "num_samples": 24, "score_batch": 8, "rescale_samples": 8, "rescale_batch": 4,

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lfpr
-from lfpr.experiments import SHIPPED, TAP_EXPERIMENTS, open_experiment
-from lfpr.tap.checkpoint import CheckpointError
+from lfpr.experiments import TAP_EXPERIMENTS, open_experiment
+from lfpr.files import SHIPPED, CheckpointError
 
 SMALL = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch": 20, "retrain_batch": 16}
 

@@ -10,9 +10,9 @@ import torch
 from reference import rules
 
 from lfpr.encoder import prunable
+from lfpr.files import CheckpointError
 from lfpr.masks import Masks
 from lfpr.shrink import fold, shrink
-from lfpr.tap.checkpoint import CheckpointError
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.published import load_published, save_published
 

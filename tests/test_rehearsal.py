@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import lfpr
+from lfpr.files import CheckpointError
 from lfpr.mini import rehearsal
 from lfpr.mini.published import ANSWERS, PIECES, PYTHON_2, write_checkpoint, write_fasttext, write_tap_files
-from lfpr.tap.checkpoint import CheckpointError, read_checkpoint
+from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPDataset, batches, check
 from lfpr.tap.evaluate import evalai, predict
 from lfpr.tap.layout import FASTTEXT, LAYOUTS

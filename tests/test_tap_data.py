@@ -13,9 +13,10 @@ import pytest
 import torch
 from numpy.lib import format as npy
 
+from lfpr.files import DataError
 from lfpr.tap.data import TAPDataset, batches, check
 from lfpr.tap.layout import LAYOUTS, InputSizes, info_path, predicted_labels, read_imdb
-from lfpr.tap.pickles import DataError, load_dict, load_npy
+from lfpr.tap.pickles import load_dict, load_npy
 from lfpr.tap.text import phoc
 from lfpr.tap.vectors import HashedNgrams
 

@@ -9,7 +9,7 @@ import torch
 from reference import rules
 
 import lfpr
-from lfpr.tap.checkpoint import CheckpointError
+from lfpr.files import CheckpointError
 from lfpr.tap.label_free import label_free, peak_step, peak_steps
 from lfpr.tap.model import TAP, TAPConfig
 

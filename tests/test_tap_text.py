@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lfpr.files import DataError
 from lfpr.tap.metrics import normalise, vqa_accuracy, word_tokenize
-from lfpr.tap.pickles import DataError
 from lfpr.tap.text import (
     AnswerVocab,
     WordPieces,

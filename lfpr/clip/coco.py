@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lfpr.clip.processor import Processor
-from lfpr.tap.pickles import WHERE, DataError, existing
+from lfpr.files import WHERE, DataError, existing
 
 SPLITS = ("train", "val")
 ON_ERROR = ("stop", "skip")

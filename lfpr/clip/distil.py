@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lfpr.clip.objectives import Batch, image_features
 from lfpr.encoder import prunable
+from lfpr.files import DataError
 from lfpr.retrain import ReSt, TrainableMasks, retrain
-from lfpr.tap.pickles import DataError
 
 TRAINED = ("masks", "last", "all")
 

@@ -17,10 +17,9 @@ from lfpr.clip.retrieval import vision_cost
 from lfpr.clip.settings import CLIPSettings
 from lfpr.cost import MacCost
 from lfpr.encoder import PrunableEncoder, prunable
+from lfpr.files import SHIPPED, CheckpointError
 from lfpr.runs import Runs, file_hash, fingerprint
 from lfpr.saving import without_progress_bar
-from lfpr.tap.checkpoint import CheckpointError
-from lfpr.tap.settings import SHIPPED
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel

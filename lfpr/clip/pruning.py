@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lfpr.checks import choose
 from lfpr.clip import coco
 from lfpr.clip.baseline import CLIPBaseline, load_encoded, save_encoded
 from lfpr.clip.controls import uniform, with_neurons_by
@@ -27,7 +28,6 @@ from lfpr.retrain import TrainableMasks
 from lfpr.runs import Stage
 from lfpr.saving import load_pruned, save_pruned
 from lfpr.shrink import shrink, verify_equivalent
-from lfpr.tap.settings import choose
 
 if TYPE_CHECKING:
     from transformers import CLIPModel

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lfpr.checks import choose
 from lfpr.clip.coco import ON_ERROR
 from lfpr.retrain import ReSt
-from lfpr.tap.settings import choose
 
 METHODS = ("fisher", "label-free", "activation", "magnitude", "random")
 CONTROLS = (  # Fisher's scores in part, to see what is worth what
@@ -17,7 +17,6 @@ CONTROLS = (  # Fisher's scores in part, to see what is worth what
 )
 GRADIENTS = ("fisher", "label-free")  # methods whose choice can be rearranged by their gradients
 UNSCALED = ("magnitude", "random", "uniform")  # heads and neurons without a common scale are kept in proportion
-HEURISTICS = ("sum", "threshold")
 
 
 @dataclass(frozen=True)

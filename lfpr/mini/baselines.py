@@ -24,6 +24,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lfpr import experiments
+from lfpr.checks import choose
+from lfpr.files import SHIPPED
 from lfpr.mini.datasets import answer_words, word_pieces, write_tap
 from lfpr.runs import write_json
 from lfpr.tap.data import TAPDataset, batches
@@ -274,12 +276,12 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", default=list(BASELINES), help=f"of {list(BASELINES)}; all by default")
-    parser.add_argument("--folder", type=Path, default=experiments.SHIPPED, help="where to write")
+    parser.add_argument("--folder", type=Path, default=SHIPPED, help="where to write")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the training data are made")
     parser.add_argument("--steps", type=int, help="training steps, instead of the recipe's")
     arguments = parser.parse_args()
     for name in arguments.names:
-        experiments.choose("name", name, BASELINES)
+        choose("name", name, BASELINES)
         recipe = BASELINES[name].recipe
         recipe = replace(recipe, steps=arguments.steps) if arguments.steps else recipe
         print(name, train_baseline(name, arguments.folder, arguments.runs, recipe))

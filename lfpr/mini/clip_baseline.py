@@ -27,10 +27,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from lfpr.clip.coco import COCOCaptions, captions, images
 from lfpr.clip.processor import Processor
 from lfpr.clip.retrieval import encode_images, encode_texts, recall
+from lfpr.files import SHIPPED
 from lfpr.mini.baselines import warm_cosine
 from lfpr.mini.coco import CAPTIONS, SCENE, write_coco
 from lfpr.runs import write_json
-from lfpr.tap.settings import SHIPPED
 
 NAME = "clip-mscoco"
 VISION = {"image_size": SCENE["size"], "patch_size": 16, "hidden_size": 128, "num_hidden_layers": 6,

@@ -1,6 +1,7 @@
 """TAP: the model, its published data and checkpoint formats, its metrics, and LFPR's label-free objective."""
 
-from lfpr.tap.checkpoint import CheckpointError, read_checkpoint
+from lfpr.files import CheckpointError
+from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPDataset, batches, check
 from lfpr.tap.evaluate import answers, compare, evaluate, first_scores
 from lfpr.tap.label_free import decoding_loss, label_free, labelled, peak_step, peak_steps

@@ -9,12 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lfpr.files import CheckpointError
+
 PLAIN = [(OrderedDict, "pythia.utils.configuration.ConfigNode")]
 """Published checkpoints hold, beside the weights, the training's configuration: a dict of a class of its own."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, truncated, or not of the model's names and shapes."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from lfpr.files import DataError, existing
 from lfpr.tap import text
 from lfpr.tap.layout import FASTTEXT, LAYOUTS, TEXT_VOCAB, Image, ImageReader, InputSizes, read_imdb
-from lfpr.tap.pickles import DataError, existing
 from lfpr.tap.vectors import Embedding, fasttext
 from lfpr.tap.words import WordTables
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from lfpr.cost import ParameterCost
 from lfpr.encoder import PrunableEncoder, prunable
+from lfpr.files import SHIPPED, CheckpointError
 from lfpr.runs import Runs, file_hash
-from lfpr.tap.checkpoint import CheckpointError, read_checkpoint
+from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPDataset, check
 from lfpr.tap.layout import LAYOUTS
 from lfpr.tap.model import TAP, TAPConfig
-from lfpr.tap.settings import SHIPPED, Settings, TAPSpec
+from lfpr.tap.settings import Settings, TAPSpec
 from lfpr.tap.text import AnswerVocab
 from lfpr.tap.vectors import Embedding, HashedNgrams
 

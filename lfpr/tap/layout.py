@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lfpr.files import DataError, existing
 from lfpr.tap.metrics import word_tokenize
-from lfpr.tap.pickles import DataError, existing, load_dict, load_features, load_npy
+from lfpr.tap.pickles import load_dict, load_features, load_npy
 from lfpr.tap.text import PHOC_SIZE, WordPieces, read_words
 
 TEXT_VOCAB = "bert-base-uncased/vocab.txt"

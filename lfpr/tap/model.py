@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
-from lfpr.tap.checkpoint import CheckpointError, read_checkpoint
+from lfpr.files import CheckpointError
+from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.config import TAPConfig
 
 Batch = dict[str, Tensor]

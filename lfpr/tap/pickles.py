@@ -14,11 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-WHERE = "see data/README.md for what to download"
-
-
-class DataError(ValueError):
-    """A data file does not hold what it should; the message names the file, what was expected and what was found."""
+from lfpr.files import WHERE, DataError, existing
 
 
 class Refused(pickle.UnpicklingError):
@@ -73,14 +69,6 @@ class RestrictedUnpickler(pickle.Unpickler):
         if name not in ADMITTED.get(module, ()):
             raise Refused(f"the name {module}.{name}")
         return ADMITTED[module][name]
-
-
-def existing(path: str | Path, what: str) -> Path:
-    """The path if a file is there; FileNotFoundError that says what it should hold and where to get it otherwise."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing ({what}); {WHERE}")
-    return path
 
 
 def load_npy(path: str | Path, what: str) -> np.ndarray:

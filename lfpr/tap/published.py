@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from lfpr.encoder import PrunableEncoder, mask_rows, prunable
-from lfpr.files import write_whole
+from lfpr.files import CheckpointError, write_whole
 from lfpr.shrink import fold, resize
-from lfpr.tap.checkpoint import CheckpointError, read_checkpoint
+from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.model import TAP, TAPConfig
 
 

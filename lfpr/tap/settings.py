@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from lfpr.checks import choose
 from lfpr.processes import PRECISIONS
 from lfpr.retrain import ReSt
 from lfpr.tap.layout import InputSizes
 
-SHIPPED = Path(__file__).parents[2] / "data" / "mini"  # baselines of the mini profile
 METHODS = ("label-free", "fisher", "absolute", "magnitude", "l1", "random")
 UNSCALED = ("magnitude", "l1", "random")  # heads and neurons have no common scale: both are kept in the same proportion
-HEURISTICS = ("sum", "threshold")
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,3 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         choose("mixed_precision", self.mixed_precision, PRECISIONS)
-
-
-def choose(name: str, value: object, allowed) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise ValueError(f"{name} = {value!r}: must be one of {list(allowed)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lfpr.checks import choose
 from lfpr.encoder import prunable
 from lfpr.gradients import collect_gradients
 from lfpr.importance import magnitude, random_importance
@@ -25,7 +26,7 @@ from lfpr.tap.inputs import TAPInputs
 from lfpr.tap.label_free import PUBLISHED_BATCH, PUBLISHED_DROPOUT, begin, label_free, labelled, peak_step
 from lfpr.tap.model import TAP
 from lfpr.tap.schedule import schedule
-from lfpr.tap.settings import METHODS, UNSCALED, choose
+from lfpr.tap.settings import METHODS, UNSCALED
 from lfpr.tap.text import Answer
 
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import BertWordPieceTokenizer
 
+from lfpr.files import DataError, existing
 from lfpr.tap.metrics import soft_scores, word_tokenize
-from lfpr.tap.pickles import DataError, existing
 from lfpr.tap.vectors import FastText as FastText
 from lfpr.tap.vectors import HashedNgrams as HashedNgrams
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lfpr.tap.pickles import WHERE, DataError, existing
+from lfpr.files import WHERE, DataError, existing
 
 Embedding = Callable[[Sequence[str]], np.ndarray]
 """Vectors of OCR tokens: a list of n words -> float32 [n, dim]; has an attribute ``dim``."""
