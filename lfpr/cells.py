@@ -51,7 +51,7 @@ def main() -> None:
         stages = run(experiment, cell)
         done.append(cell.place | {"variant": cell.variant} | {name: s.result for name, s in stages.items()})
     if not arguments.job:
-        study(experiment)
+        study(experiment, plan.get("scoring", False))
     if arguments.stamp:
         write_json(arguments.stamp, done)
 

@@ -34,6 +34,8 @@ KINDS = {  # what a file's name starts with: its heading, in the page's order
     "controls": "What each part of the method is worth",
     "mask_values": "Mask values after retraining",
     "sensitivity": "Sensitivity, step by step",
+    "cascade": "What a cascade costs, query by query",
+    "scoring": "Label-free scores, computed in other ways",
     "scales": "Scale factors of the rescaling",
     "speed": "Measured time against cost",
     "table_comparison": "Against the published numbers",

@@ -199,6 +199,12 @@ def _clip(tables: dict[str, pd.DataFrame]) -> Iterator[Item]:
             "images are encoded if f is 10 % as published, as measured, or what the first query needs."
         )
         yield f"table_{CLIP}_cascade", f"{label}: {text}", clip.cascade_table(tables["cascade"], results)
+    if "growth" in tables:
+        text = (
+            "what a cascade costs as queries come in, by Fisher pruning without distillation: the share of images that "
+            "the unpruned model has encoded for re-ranking, and the speed-up of image encoding from measured times."
+        )
+        yield f"cascade_{CLIP}", f"{label}: {text}", clip.cascade_growth(tables["growth"])
     if "scales" in tables:
         text = (
             "Scale factors of rescaling: in the released masks of CLIP, and as found here by the published solver and "

@@ -18,7 +18,17 @@ from lfpr.experiments import open_experiment
 from lfpr.grid import PLACE, Cell, cells, inputs, load_grid, parser
 from lfpr.masks import Masks
 from lfpr.runs import Stage, write_json
-from lfpr.studies import COMPARED, SHOWN, cascade_rows, minutes_rows, scale_rows, sensitivity_rows, speed_rows
+from lfpr.studies import (
+    COMPARED,
+    SHOWN,
+    cascade_rows,
+    growth_rows,
+    minutes_rows,
+    scale_rows,
+    scoring_rows,
+    sensitivity_rows,
+    speed_rows,
+)
 from lfpr.tables import OPTIONAL, TABLES, write_file
 
 
@@ -45,6 +55,7 @@ def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd
                 continue
             if experiment.kind == "clip":
                 tables["cascade"] += cascade_rows(experiment, cell, stages)
+                tables["growth"] += growth_rows(experiment, cell, stages)
             tables["layers"] += layer_rows(experiment, cell, next(iter(stages.values())))
             shown = cell.place["method"], cell.place["constraint"]
             if shown == (SHOWN["method"], SHOWN["constraint"]) and "retrained" in stages:
@@ -53,6 +64,8 @@ def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd
         if experiment.kind == "clip":
             tables["sensitivity"] += sensitivity_rows(experiment)
             tables["scales"] += scale_rows(experiment)
+        if plan.get("scoring"):
+            tables["scoring"] += scoring_rows(experiment)
     tables["minutes"] += minutes_rows(runs)
     columns = TABLES | OPTIONAL
     return {key: pd.DataFrame(rows).reindex(columns=columns[key]) for key, rows in tables.items() if rows}

@@ -15,14 +15,16 @@ SHOWN = {"method": "label-free", "heuristic": "sum", "constraint": 0.4, "percent
 COMPARED = ("label-free", "fisher", "magnitude", "random")  # scores whose rankings are compared
 
 
-def study(experiment) -> None:
-    """Compute the stages that the tables need, but for those of the grid's cells."""
+def study(experiment, scoring: bool = False) -> None:
+    """Compute the stages that the tables need, but for those of the grid's cells. scoring: also ``scoring_rows``."""
     for method in COMPARED:
         experiment.importance(method)
     experiment.speed(**SHOWN)
     if experiment.kind == "clip":
         sensitivity_rows(experiment)
         scale_rows(experiment)
+    if scoring:
+        scoring_rows(experiment)
 
 
 def speed_rows(experiment) -> list[dict]:
@@ -53,6 +55,29 @@ def cascade_rows(experiment, cell: Cell, stages: dict[str, Stage]) -> list[dict]
     return [
         about | {"retrained": name == "retrained"} | experiment.cascade(stage).result for name, stage in stages.items()
     ]
+
+
+def growth_rows(experiment, cell: Cell, stages: dict[str, Stage]) -> list[dict]:
+    """A row per stage of a cell and number of queries: the share of images that these brought to the full model so far,
+    and how much less time encoding all images has then taken."""
+    from lfpr.clip import image_speedup
+
+    rows = []
+    for name, stage in stages.items():
+        found = experiment.cascade(stage).result
+        about = {key: cell.place[key] for key in ("method", "constraint", "seed")}
+        about |= {"retrained": name == "retrained", "m": found["m"]}
+        for queries, share in found["growth"]:
+            speedup = image_speedup(found["ms_full"], found["ms_pruned"], share)
+            rows.append(about | {"queries": queries, "reranked": share, "speedup": speedup})
+    return rows
+
+
+def scoring_rows(experiment) -> list[dict]:
+    """How alike the label-free ranking of a TAP experiment is to LFPR's code's (``lfpr.tap.agreement``)."""
+    from lfpr.tap.agreement import scoring_agreement
+
+    return scoring_agreement(experiment)
 
 
 def scale_rows(experiment) -> list[dict]:

@@ -30,6 +30,7 @@ OPTIONAL = {  # drawn if the file is there
         *("method", "constraint", "seed", "retrained", "fraction", "m", "r1", "r5", "r10", "reranked", "break_even"),
         *("speedup", "speedup_measured", "speedup_query"),
     ),
+    "growth": ("method", "constraint", "seed", "retrained", "m", "queries", "reranked", "speedup"),
     "scales": (
         *("model", "solver", "constraint", "layer", "part", "kept", "total"),
         *("smallest", "lower", "median", "upper", "largest"),

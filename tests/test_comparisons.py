@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from small_tables import NAME, add, by_threshold, result, small_results, texts
 
-from lfpr.clip.figures import cascade_table, recall_table, scale_factors, sensitivity_steps
+from lfpr.clip.figures import cascade_growth, cascade_table, recall_table, scale_factors, sensitivity_steps
 from lfpr.comparisons import BLUE, ORANGE, alternatives, controls, sampling, speed, threshold_against_sum
 from lfpr.figures import save
 from lfpr.paper import items
@@ -87,6 +87,17 @@ def cascade():
         ("fisher", 0.4, 0, True, 0.4, *numbers)
     ]
     return pd.DataFrame(rows, columns=OPTIONAL["cascade"])
+
+
+@pytest.fixture
+def growth():
+    ways = [("fisher", 0.4, False), ("fisher", 0.4, True), ("fisher", 0.25, False), ("random", 0.4, False)]
+    rows = [
+        (method, constraint, 0, retrained, 10, queries, share, 2 - 5 * share)
+        for method, constraint, retrained in ways
+        for queries, share in ((1, 0.1), (2, 0.15))
+    ]
+    return pd.DataFrame(rows, columns=OPTIONAL["growth"])
 
 
 @pytest.fixture
@@ -263,6 +274,17 @@ def test_cascades_are_averaged_over_seeds(cascade, clip_results):
     assert table.loc[("100 %", "Unpruned", "no", "–")].tolist()[:3] == ["81.3", "90.0", "–"]
     with pytest.raises(ValueError, match="'constraint': 0.4, 'method': 'fisher', 'retrained': True"):
         cascade_table(cascade, clip_results[~((clip_results.method == "fisher") & clip_results.retrained)])
+
+
+def test_cascades_grow_with_their_queries(growth):
+    figure = cascade_growth(growth)
+    share, speedup = figure.axes
+    drawn = [[tuple(point) for point in line.get_xydata()] for line in share.lines]
+    assert drawn == [[(1, 10), (2, 15)], [(1, 10), (2, 15)]]  # neither the retrained nor the random one
+    assert [line.get_ydata().tolist() for line in speedup.lines[:2]] == [[1.5, 1.25], [1.5, 1.25]]
+    assert {"25 %", "40 %", "Full model alone"} <= set(texts(figure))
+    with pytest.raises(ValueError, match=r"growth\.csv: two rows with .*'queries': 1"):
+        cascade_growth(pd.concat([growth, growth[:1]]))
 
 
 def test_scale_factors_are_boxes_beside_what_is_kept(scales):

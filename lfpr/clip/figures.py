@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lfpr.comparisons import BLUE, ORANGE
-from lfpr.figures import BOX, DASHED, DOUBLE, SINGLE, STYLE, draw_box
+from lfpr.figures import BOX, DASHED, DOUBLE, SINGLE, STYLE, draw_box, shades
 from lfpr.tables import CONTROLS, METHODS, check_once, main_method, method_label, scores, select, title, variant_text
 
 EXPERIMENT = "clip-mscoco"
@@ -120,6 +120,37 @@ def cascade_table(cascade: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(table, orient="index").fillna("–")
     frame.index = pd.MultiIndex.from_tuples(table, names=["MACs kept", "Method", "Distilled", "m"])
     return frame
+
+
+def cascade_growth(growth: pd.DataFrame) -> Figure:
+    """Over the first queries of a cascade, each about another image: the share (%) of all images that the full model
+    has encoded by then, and how much less time encoding has taken than with the full model alone. A line per share of
+    MACs that the model that ranks keeps, pruned by the experiment's own method, not retrained.
+
+    Queries about images that earlier ones brought up cost nothing: this is the worst case, in which no image is popular.
+    """
+    growth = select(growth, "growth").astype({"retrained": bool})
+    check_once(growth, "growth", ["method", "constraint", "seed", "retrained", "m", "queries"])
+    rows = growth[(growth.method == main_method(growth, EXPERIMENT)) & ~growth.retrained]
+    rows = rows[rows.seed == rows.seed.min()]
+    constraints = sorted(rows.constraint.unique())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((DOUBLE, 2.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for constraint, color in zip(constraints, shades(len(constraints)), strict=True):
+            line = rows[rows.constraint == constraint].sort_values("queries")
+            left.plot(line.queries, 100 * line.reranked, "o-", color=color, label=f"{100 * constraint:g} %")
+            right.plot(line.queries, line.speedup, "o-", color=color)
+        right.axhline(1, color="0.3", linewidth=0.9, linestyle=":", label="Full model alone")
+        left.set(ylabel=f"Images re-ranked so far, f (%), m = {rows.m.iloc[0]:g}", ylim=(0, 103))
+        right.set(ylabel="Speed-up of image encoding", ylim=(0, None))
+        for panel in (left, right):
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:,.0f}")
+            panel.set_xlabel("Queries so far, each about another image")
+            panel.grid(True)
+        figure.legend(loc="outside upper center", ncols=len(constraints) + 1, title="Vision encoder MACs kept")
+    return figure
 
 
 def scale_factors(scales: pd.DataFrame) -> Figure:

@@ -207,7 +207,7 @@ def image_speedup(full_time: float, pruned_time: float, fraction: float) -> floa
 
 
 @torch.no_grad()
-def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 9) -> dict[str, dict]:
+def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 25) -> dict[str, dict]:
     """For each CLIP model: ``parameters`` and ``macs`` of its vision layers, ``megabytes`` of all its weights in
     float32, and ``ms_per_image`` of image encoding. The models take turns; of ``repeats`` runs the fastest counts,
     which other processes disturb least."""
