@@ -1,6 +1,8 @@
 """Recall with ties, cascades, objectives with a gradient, and distillation, on tiny models and made-up features."""
 
+import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +24,8 @@ from lfpr.masks import Importance, Masks
 from lfpr.retrain import ReSt
 from lfpr.search import search_proportional
 from lfpr.shrink import shrink
+
+CAPTIONED = "original_caption_to_image.json"  # of the package eccv_caption: caption id -> image ids
 
 
 def brute_force(images, texts, pairs, k):
@@ -183,6 +187,26 @@ def test_eccv_metrics_need_the_extra_and_the_split(monkeypatch):
     Metrics.coco_ids = np.array([70, 99])
     with pytest.raises(ValueError, match=r"lacks 1 captions of the Karpathy test split, such as 99"):
         retrieval.eccv_metrics(*arguments)
+
+
+@pytest.mark.filterwarnings("ignore:failed to import `ujson`")
+def test_the_real_eccv_package_counts_the_recall_that_we_count():
+    package = pytest.importorskip("eccv_caption", reason="needs the extra: pip install 'lfpr[eccv]'")
+    described = json.loads(Path(package.__file__).with_name("data").joinpath(CAPTIONED).read_text())
+    caption_id = torch.tensor([int(caption) for caption in described])  # of the Karpathy test split, five an image
+    image_id, pairs = torch.tensor([images[0] for images in described.values()]).unique(return_inverse=True)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(len(image_id), 16, generator=generator)
+    texts = images[pairs] + 0.7 * torch.randn(len(pairs), 16, generator=generator)
+    theirs, ours = (
+        retrieval.eccv_metrics(images, texts, image_id, caption_id),
+        retrieval.recall(images, texts, pairs=pairs),
+    )
+    assert len(image_id) == 5000 and 0.1 < ours["r1"] < 0.9
+    for k in (1, 5, 10):
+        assert theirs[f"coco_5k_r{k}_t2i"] == pytest.approx(ours[f"r{k}"], abs=1e-9)
+        assert theirs[f"coco_5k_r{k}_i2t"] == pytest.approx(ours[f"i2t_r{k}"], abs=1e-9)
+    assert all(0 <= theirs[f"eccv_{name}"] <= 1 for name in ("r1_t2i", "map_at_r_i2t", "rprecision_t2i"))
 
 
 # ---- objectives

@@ -127,7 +127,7 @@ def cascade_growth(growth: pd.DataFrame) -> Figure:
     has encoded by then, and how much less time encoding has taken than with the full model alone. A line per share of
     MACs that the model that ranks keeps, pruned by the experiment's own method, not retrained.
 
-    Queries about images that earlier ones brought up cost nothing: this is the worst case, in which no image is popular.
+    Later queries about images that were brought up before cost nothing: this is the worst case, without popular images.
     """
     growth = select(growth, "growth").astype({"retrained": bool})
     check_once(growth, "growth", ["method", "constraint", "seed", "retrained", "m", "queries"])
