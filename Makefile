@@ -1,7 +1,8 @@
 # make setup     .venv with the pinned packages of requirements.lock, once
 # make paper     the experiments' grid and every table and figure into paper_figures/
 #                GRID=full: all constraints and seeds; FULL=1 DATA=FOLDER: the papers' own, on your files; DRY=1: the plan
-#                PROFILE=workflow/profiles/slurm: another Snakemake profile
+#                PROFILE=workflow/profiles/slurm: another Snakemake profile; OUT=FOLDER: tables and figures elsewhere
+#                GRID=smoke OUT=FOLDER: two cells of one experiment, to try the workflow in two minutes
 # make rehearsal the notebooks with profile=full on random files of the real sizes
 # make test      ruff, pytest, nbval
 # make lab       JupyterLab on the notebooks
@@ -11,6 +12,7 @@ PY := .venv/bin/python
 JOBS ?= $(shell nproc)
 GRID ?= $(if $(FULL),published,default)
 DATA ?=
+OUT ?= paper_figures
 PROFILE ?= workflow/profiles/local
 export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED := 0
@@ -28,7 +30,7 @@ setup: .venv/.done
 paper: setup
 	$(if $(DRY),$(PY) -m lfpr.plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS))
 	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --profile $(PROFILE) --cores $(JOBS) \
-		$(if $(DRY),--dry-run) --config grid=$(GRID) $(if $(DATA),data='$(abspath $(DATA))')
+		$(if $(DRY),--dry-run) --config grid=$(GRID) out='$(OUT)' $(if $(DATA),data='$(abspath $(DATA))')
 
 rehearsal: setup
 	$(PY) -m lfpr.mini.rehearsal --out runs/rehearsal

@@ -14,9 +14,13 @@ from typing import Any
 
 import yaml
 
+from lfpr.files import SHIPPED
+
 STAGES = ("pruned", "retrained")
 PLACE = {"method": None, "heuristic": "sum", "constraint": None, "percentile": None, "seed": 0}
 """What places a cell on a curve, with the defaults; all else in a plan's entry makes it a variant."""
+TEXTS = ("annotations/captions_*.json", "imdb/**/*.npy", "original_dl/**/imdb_*.npy", "m4c_vocabs/**/*.txt")
+"""Below ``data_root``: the files of questions, captions and vocabularies."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,23 @@ def inputs(plan: dict, data: str | Path) -> dict[str, str]:
     if not data:
         raise ValueError("profile = 'full' needs data, the folder of the user's own files (see data/README.md)")
     return {name: str(Path(data, plan[name])) for name in ("data_root", "checkpoint")}
+
+
+def sources(experiment: str, plan: dict, data: str | Path) -> list[str]:
+    """The files that an experiment starts from: its checkpoint's and, of the user's own data, questions or captions.
+
+    Features and images are not among them: there are too many to ask each for its date.
+    """
+    given = inputs(plan, data)
+    checkpoint = Path(given["checkpoint"]) if given else _shipped(experiment)
+    files = [checkpoint] if checkpoint.is_file() else [file for file in checkpoint.glob("*") if file.is_file()]
+    files += [file for pattern in TEXTS for file in Path(given["data_root"]).glob(pattern)] if given else []
+    return sorted(map(str, files)) or [str(checkpoint)]
+
+
+def _shipped(experiment: str) -> Path:
+    folder = SHIPPED / experiment
+    return folder if folder.is_dir() else folder.with_suffix(".safetensors")
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -1,18 +1,21 @@
 """The profiles run jobs with bounded threads, the generic one through its submit script; and the plan adds up."""
 
 import importlib.util
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from lfpr import grid, plan
-from lfpr.experiments import EXPERIMENTS
+from lfpr.experiments import EXPERIMENTS, open_experiment
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ROOT / "workflow" / "profiles"
@@ -87,6 +90,66 @@ def test_the_local_profile_bounds_threads(project):
 def test_the_slurm_profile_plans_its_jobs(project):
     output = snakemake(project, "slurm", "--dry-run")
     assert "mem_mb=8000" in output and "runtime=240" in output and not (project / "out").exists()
+
+
+def start(folder, profile, *options):
+    """The smoke grid's run, in a session of its own."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
+    command += ["--profile", f"workflow/profiles/{profile}", "--cores", "2", "--config", "grid=smoke", "out=paper"]
+    command += ["--seconds-between-status-checks", "1"]
+    log = (folder / "log.txt").open("a")
+    return subprocess.Popen([*command, *options], cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+
+def kill_when(running, folder, stages):
+    """Kill the run, without warning, once that many stages are finished."""
+    while len(list(folder.glob("runs/*/*/*/*/provenance.json"))) < stages:
+        assert running.poll() is None, (folder / "log.txt").read_text()
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+
+
+def planned(folder):
+    """How many jobs of each rule would run."""
+    (folder / "log.txt").unlink()
+    assert start(folder, "local", "--dry-run").wait() == 0
+    text = (folder / "log.txt").read_text()
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
+
+
+@needs_cluster_generic
+def test_a_grid_killed_three_times_ends_with_the_tables_and_reruns_what_changed(tmp_path):
+    folder = tmp_path / "a project"
+    for name in ("notebooks", "workflow"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "data").symlink_to(ROOT / "data")
+    for profile, stages in (("generic", 2), ("local", 6), ("generic", 14)):  # jobs that were submitted live on
+        kill_when(start(folder, profile), folder, stages)
+    assert start(folder, "generic").wait() == 0, (folder / "log.txt").read_text()
+    submitted = {file.name.split(".")[1] for file in (folder / ".snakemake" / "submitted").glob("*.log")}
+    assert submitted == {"data", "cells", "notebook", "tables", "paper"}
+    assert not list(folder.glob("runs/*/*/*/*.unfinished"))
+
+    experiment = open_experiment("clip-mscoco", runs=tmp_path / "elsewhere")
+    experiment.data_root = folder / "runs" / "data" / "mscoco-mini"
+    results = pd.read_csv(folder / "paper" / "results.csv").set_index(["method", "retrained"])
+    assert results.score["unpruned", False] == pytest.approx(experiment.baseline().result["score"], abs=1e-6)
+    assert len(results) == 5
+    for method in ("label-free", "random"):
+        score = experiment.prune(method, constraint=0.4).result["score"]
+        assert results.score[method, False] == pytest.approx(score, abs=1e-6)
+    score = experiment.retrain("label-free", constraint=0.4).result["score"]
+    assert results.score["label-free", True] == pytest.approx(score, abs=1e-6)
+
+    assert planned(folder) == {}
+    grids = folder / "workflow" / "grid.yaml"
+    grids.write_text(grids.read_text().replace("smoke:", "unused:\n  tap-textvqa: {profile: mini, cells: []}\nsmoke:"))
+    assert planned(folder) == {}  # another grid's plan
+    grids.write_text(
+        grids.read_text().replace("[label-free, random], constraint: 0.4}", "[label-free], constraint: 0.5}", 1)
+    )
+    assert planned(folder) == {"cells": 2, "notebook": 1, "tables": 1, "paper": 1, "total": 5}
 
 
 def test_submitted_jobs_have_a_state_and_can_be_ended(project):

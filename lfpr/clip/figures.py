@@ -142,14 +142,18 @@ def cascade_growth(growth: pd.DataFrame) -> Figure:
             left.plot(line.queries, 100 * line.reranked, "o-", color=color, label=f"{100 * constraint:g} %")
             right.plot(line.queries, line.speedup, "o-", color=color)
         right.axhline(1, color="0.3", linewidth=0.9, linestyle=":", label="Full model alone")
-        left.set(ylabel=f"Images re-ranked so far, f (%), m = {rows.m.iloc[0]:g}", ylim=(0, 103))
+        left.set(ylabel="Images re-ranked so far, f (%)", ylim=(0, 103))
         right.set(ylabel="Speed-up of image encoding", ylim=(0, None))
         for panel in (left, right):
             panel.set_xscale("log", base=2)
             panel.xaxis.set_major_formatter("{x:,.0f}")
             panel.set_xlabel("Queries so far, each about another image")
             panel.grid(True)
-        figure.legend(loc="outside upper center", ncols=len(constraints) + 1, title="Vision encoder MACs kept")
+        figure.legend(
+            loc="outside upper center",
+            ncols=len(constraints) + 1,
+            title=f"Vision encoder MACs kept (m = {rows.m.iloc[0]:g})",
+        )
     return figure
 
 

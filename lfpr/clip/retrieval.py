@@ -11,6 +11,7 @@ so that 5,000 images by 25,000 captions take no more memory than some rows of th
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -209,8 +210,7 @@ def image_speedup(full_time: float, pruned_time: float, fraction: float) -> floa
 @torch.no_grad()
 def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 25) -> dict[str, dict]:
     """For each CLIP model: ``parameters`` and ``macs`` of its vision layers, ``megabytes`` of all its weights in
-    float32, and ``ms_per_image`` of image encoding. The models take turns; of ``repeats`` runs the fastest counts,
-    which other processes disturb least."""
+    float32, and ``ms_per_image`` of image encoding, the median of ``repeats`` runs that alternate between them."""
     seconds = take_turns({name: partial(image_features, model, batch) for name, model in models.items()}, repeats)
     table = {}
     for name, model in models.items():
@@ -219,7 +219,7 @@ def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 25) -> di
             "parameters": encoder.num_parameters,
             "macs": vision_cost(model).of(sum(encoder.heads_per_layer), sum(encoder.neurons_per_layer)),
             "megabytes": sum(p.numel() * 4 for p in model.parameters()) / 1e6,
-            "ms_per_image": 1000 * min(seconds[name]) / len(batch["pixel_values"]),
+            "ms_per_image": 1000 * statistics.median(seconds[name]) / len(batch["pixel_values"]),
         }
     return table
 
