@@ -1,6 +1,7 @@
 """The CLIP experiment end to end on a tiny random model: stages, resumption, budgets, and what it says to bad input."""
 
 import json
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -306,6 +307,11 @@ def test_bad_settings_are_named_before_work(tmp_path, folder, settings, message)
     with pytest.raises(ValueError, match=message):
         lfpr.open_experiment("clip-mscoco", runs=tmp_path, checkpoint=folder, **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_there_are_no_more_workers_than_cores(clip, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert [clip.with_settings(workers=wanted).reading["workers"] for wanted in (0, 1, 4)] == [0, 1, 2]
 
 
 def test_bad_checkpoints_and_folders_are_named(tmp_path, folder):

@@ -192,7 +192,7 @@ class CLIPPruning(CLIPBaseline):
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
         rows = rows[: max(1, round(len(rows) * percent / 100))]
         steps = max(1, round(chosen.retrain_passes * len(rows) / chosen.retrain_batch))
-        return loader(images.reader, features, rows, chosen.retrain_batch, steps, seed, chosen.workers)
+        return loader(images.reader, features, rows, chosen.retrain_batch, steps, seed, self.workers)
 
     # ---- names and parts
 

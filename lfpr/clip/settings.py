@@ -31,8 +31,8 @@ class CLIPSettings:
     batches of ``retrain_batch``, at least one, with a checkpoint after every ``checkpoint_every``. eval_batch: images
     or captions encoded at a time; num_eval: validation images, all if 0; eval_captions: their "first" captions, as
     published, or "all". shortlist: m, images that the full model re-ranks; reranked: f, the published share of images
-    that it is assumed ever to encode. workers: processes that decode images; on_error: "stop" at a broken image or
-    "skip" it. train_images, val_images: of the mini data.
+    that it is assumed ever to encode. workers: at most how many processes decode images; on_error: "stop" at a broken
+    image or "skip" it. train_images, val_images: of the mini data.
     """
 
     num_samples: int
