@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 import lfpr
-from lfpr.clip import COCOCaptions, Processor, check
+from lfpr.clip import COCOCaptions, Processor, check, pictures
 from lfpr.clip.objectives import text_features
 from lfpr.mini import rehearsal
-from lfpr.mini.published_coco import ODD, SIZES, TEXT, VISION, write_clip, write_coco_files
+from lfpr.mini.published_coco import LONG, ODD, SIZES, TEXT, VISION, write_clip, write_coco_files
 
 SAMPLES = Path(__file__).parent / "real_samples"
 IMAGES = {"train": 6, "val": 5}
@@ -92,7 +92,7 @@ def test_the_processor_reads_the_model_s_folder(root, folder):
     assert ids.shape[1] == lengths.max() == 77 and (ids[:, 0] == START).all()
     assert (ids[torch.arange(len(ids)), lengths - 1] == END).all()  # of the text that was cut, too
     assert (ids[found["attention_mask"] == 0] == END).all() and ids.max() == END
-    assert len(processor.tokenizer(ODD[2])["input_ids"]) > 77
+    assert len(processor.tokenizer(LONG)["input_ids"]) > 77
     spaced, plain = (processor.tokens([text])["input_ids"] for text in (ODD[0], ODD[0].replace("  ", " ").strip()))
     assert torch.equal(spaced, plain)
 
@@ -140,6 +140,23 @@ def test_stages_run_on_the_profile_full(root, folder, tmp_path):
     assert cascade["m"] == 5 and cascade["score"] == baseline["score"]  # all five images are re-ranked
     small = lfpr.load_pruned(retrained.folder / "model")
     assert exp.evaluate(small)["score"] == retrained.result["score"]
+
+
+def test_pictures_have_room_for_long_captions(root, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "QUERIES", 5)  # all captions
+    exp = lfpr.open_experiment("clip-mscoco", "full", tmp_path, root, folder, workers=0)
+    figure, same = exp.pictures.compare(exp, {"unpruned": exp.model, "same": exp.model})
+    figure.draw_without_rendering()
+    titles = [part.get_suptitle() for part in figure.subfigs]
+    first = [" ".join(pair.text.split()) for pair in exp.data("val").pairs]
+    assert [" ".join(title.split()) for title in titles] == first and " ".join(LONG.split()) in first
+    assert len(figure.axes) == 5 * 2 * 5 and same == {"unpruned": 1, "same": 1}
+    for panel in figure.axes:
+        box = panel.get_position(original=True)
+        assert box.width > 0.15 and box.height > 0.3, panel
+    dollars = exp.pictures.examples(exp)
+    shown = [panel.title.get_parse_math() for panel in dollars.axes if "$" in panel.get_title()]
+    assert shown == [False]  # no formula
 
 
 def test_files_of_a_rehearsal_are_written_once(tmp_path, monkeypatch):

@@ -32,9 +32,9 @@ ODD = (
     "A picture of a modern  looking kitchen area\n",
     " A plate of crème brûlée at the café “Zoë”. ",
     LONG,
-    "東京 – a street, £5 a ride…",
+    "Αθήνα – a street, $5 or $6 a ride…",
 )
-"""First captions of a split's first images: line break and two spaces, letters beyond ASCII, too many tokens."""
+"""First captions of a split's first images: line break, two spaces, letters beyond ASCII, too many tokens, dollars."""
 
 TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
         "vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407}  # fmt: skip

@@ -33,7 +33,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 STAGES = ("01_data", "02_importance", "03_prune", "04_retrain", "05_evaluate")  # of one experiment
 PAPER = "06_paper"  # of all
 QUESTIONS = {"train": 16, "val": 6, "test": 3, "score": 16}
-IMAGES = {"train": 48, "val": 16}
+IMAGES = {"train": 36, "val": 12}  # more than a batch that scores, fewer than one that retrains
 CELLS = [{"method": ["label-free", "random"], "constraint": 0.4}]  # of the grid that 06 draws
 
 
