@@ -2,9 +2,10 @@
 
     python -m lfpr.mini.rehearsal --out FOLDER [--experiments tap-textvqa ...] [--notebooks 01_data ...]
 
-Nothing may need the real data to be found broken: file formats, memory, stages that only work on small models. Scores
-mean nothing here. Prints seconds and peak memory of each notebook and of each stage, and writes them to
-``FOLDER/rehearsal.json``. Exits with 1 if a notebook failed; its log is named. What is finished is not run again.
+Nothing may need the real data to be found broken: file formats, memory, stages that only work on small models. The
+files are of TAP's data and checkpoints, of COCO, and of CLIP ViT-B/16; scores mean nothing here. Prints seconds and
+peak memory of each notebook and of each stage, and writes them to ``FOLDER/rehearsal.json``. Exits with 1 if a notebook
+failed; its log is named. What is finished is not run again.
 """
 
 from __future__ import annotations
