@@ -343,6 +343,13 @@ def test_distillation_trains_what_it_should_towards_the_unpruned_features(clip, 
     assert len(q_proj) == {"masks": 0, "last": 1, "all": 4}[trained]
 
 
+def test_a_batch_larger_than_a_pass_is_filled_from_the_next(inputs):
+    batches = loader(Images(inputs["pixel_values"]), torch.ones(12, 32), [0, 4, 7], 8, 2, seed=0)
+    rows = [row for batch in batches for row in batch["image_id"].tolist()]
+    assert len(batches) == 2 and len(rows) == 16
+    assert all(sorted(rows[start : start + 3]) == [0, 4, 7] for start in range(0, 15, 3))  # pass after pass
+
+
 def test_distillation_names_what_it_cannot_do(clip, inputs):
     with pytest.raises(ValueError, match="trained = 'head': must be one of"):
         extra(clip.vision_model, "head")

@@ -1,6 +1,7 @@
 """The CLIP experiment end to end on a tiny random model: stages, resumption, budgets, and what it says to bad input."""
 
 import json
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from lfpr.mini.coco import captions, scene, write_coco
 
 SMALL = {
     "train_images": 36, "val_images": 20, "num_samples": 24, "score_batch": 8, "rescale_samples": 8, "rescale_batch": 4,
-    "retrain_batch": 8, "retrain_steps": 5, "checkpoint_every": 2, "eval_batch": 8, "shortlist": 4,
+    "retrain_batch": 8, "retrain_passes": 1.1, "checkpoint_every": 2, "eval_batch": 8, "shortlist": 4,
     "rest": lfpr.ReSt(last_layers=1, lr=1e-3, mask_lr=1e-2, clip=1.0),
 }  # fmt: skip
 
@@ -174,6 +175,9 @@ def test_what_distillation_trains_names_its_stage(clip):
     assert [stage.result["last_layers"] for stage in stages] == [0, 1, 0]
     half = clip.retrain(constraint=0.5, percent=50, last_layers=2)
     assert half.result["percent"] == 50 and half.result["last_layers"] == 2 and half.folder != stages[1].folder
+    assert [stage.result["iterations"] for stage in (stages[1], half)] == [5, 2]  # 1.1 passes in batches of 8
+    less = clip.with_settings(retrain_passes=0.05).retrain(constraint=0.5)
+    assert less.result["iterations"] == 1 and less.folder != stages[1].folder
     old = load_file(clip.prune(constraint=0.5).folder / "model/model.safetensors")
     new = load_file(stages[0].folder / "model/model.safetensors")
     changed = {name for name in old if not torch.equal(old[name], new[name])}
@@ -295,6 +299,7 @@ def test_bad_cells_are_named(clip, call, message):
     ({"num_samples": 0}, "num_samples = 0: must be at least 1"),
     ({"eval_captions": "third"}, "eval_captions = 'third': must be one of"),
     ({"on_error": "ignore"}, "on_error = 'ignore': must be one of"),
+    ({"retrain_passes": 0}, "retrain_passes = 0: must be above 0"),
     ({"reranked": 2}, r"reranked = 2: must be in \[0, 1\]"),
     ({"word_vectors": "hashed"}, r"unknown setting \['word_vectors'\]"),
 ])  # fmt: skip
@@ -302,6 +307,11 @@ def test_bad_settings_are_named_before_work(tmp_path, folder, settings, message)
     with pytest.raises(ValueError, match=message):
         lfpr.open_experiment("clip-mscoco", runs=tmp_path, checkpoint=folder, **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_there_are_no_more_workers_than_cores(clip, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert [clip.with_settings(workers=wanted).reading["workers"] for wanted in (0, 1, 4)] == [0, 1, 2]
 
 
 def test_bad_checkpoints_and_folders_are_named(tmp_path, folder):

@@ -42,7 +42,7 @@ class CLIPBaseline(CLIPInputs, Staged):
 
         def build(folder: Path) -> dict:
             data = self.data("val", captions=chosen.eval_captions, limit=chosen.num_eval or None)
-            captions = coco.captions(data, chosen.eval_batch, self.processor, workers=chosen.workers)
+            captions = coco.captions(data, chosen.eval_batch, self.processor, workers=self.workers)
             images, texts = self.encode(self.model), encode_texts(self.model, captions, "captions")
             kept = torch.isin(texts.image_id, images.image_id)  # broken images that are skipped take theirs along
             texts = Encoded(*(column[kept] for column in texts))

@@ -84,7 +84,7 @@ def loader(
     """``steps`` batches of images and targets: pass after pass over ``rows``, each in a new order.
 
     reader: ``lfpr.clip.coco.images(...).reader``; features [n, D]: of all its rows, though only those of ``rows``
-    count. The last batch of a pass is filled from the next pass.
+    count. The last batch of a pass is filled from the next pass, and one larger than a pass from several.
     """
     rng, wanted = np.random.default_rng(seed), batch_size * steps
     passes = [rng.permutation(rows) for _ in range(-(-wanted // len(rows)))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -96,13 +97,18 @@ class CLIPInputs:
         return coco.images(self.data(split, **options), batch_size, self.processor, **self.reading)
 
     @property
+    def workers(self) -> int:
+        """Processes that decode images: as many as the settings say, but no more than there are cores."""
+        return min(self.settings.workers, os.cpu_count() or 1)
+
+    @property
     def reading(self) -> dict:
         """How images are read."""
-        return {"workers": self.settings.workers, "on_error": self.settings.on_error}
+        return {"workers": self.workers, "on_error": self.settings.on_error}
 
     def check(self, split: str, limit: int | None = None) -> dict:
         """What is in a split's files, and the images that cannot be used (see ``lfpr.clip.coco.check``)."""
-        return coco.check(self.root, split, limit, max(1, self.settings.workers))
+        return coco.check(self.root, split, limit, max(1, self.workers))
 
     def sample(self, split: str, count: int, seed: int) -> list[int]:
         """``count`` images of a split, chosen by ``seed``, in increasing order; all if there are no more."""

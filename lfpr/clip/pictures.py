@@ -27,13 +27,13 @@ QUERIES, FOUND = 3, 5
 
 
 def examples(experiment) -> Figure:
-    """Eight validation images with their first captions."""
-    data = experiment.data("val", captions="first", limit=8)
+    """The first eight validation images with their first captions."""
+    data = experiment.data("val", captions="first")
     with matplotlib.rc_context(STYLE):
         figure = Figure((DOUBLE, 4.2), layout="constrained")
         for panel, index in zip(figure.subplots(2, 4).flat, range(len(data)), strict=False):
             panel.imshow(data.image(index))
-            panel.set_title(textwrap.fill(data.pairs[index].text, 30), fontsize=6.5)
+            panel.set_title(textwrap.fill(data.pairs[index].text, 30), fontsize=6.5, parse_math=False)
             panel.set_axis_off()
     return figure
 
@@ -95,19 +95,20 @@ def _found(experiment, data: COCOCaptions, best: Mapping[str, torch.Tensor], pai
     captions = {pair.caption_id: pair.text for pair in data.pairs}
     queries = range(min(QUERIES, len(pairs)))
     with matplotlib.rc_context(STYLE):
-        figure = Figure((DOUBLE, 1.25 * len(queries) * len(best)), layout="constrained")
-        panels = figure.subplots(len(queries) * len(best), FOUND, squeeze=False)
-        for panel in panels.flat:
-            panel.set(xticks=[], yticks=[])
-            panel.spines[:].set_visible(False)
-        for row, (query, name) in enumerate((query, name) for query in queries for name in best):
-            text = captions[experiment.reference.texts.caption_id[query].item()]
-            panels[row, 0].set_ylabel(name)
-            if name == next(iter(best)):
-                panels[row, 0].set_title(text, loc="left")
-            for panel, image in zip(panels[row], best[name][query].tolist(), strict=False):
-                pair = names[ids[image]]
-                panel.imshow(read_image(data.file(pair), pair.image_id))
-                if image == pairs[query]:
-                    panel.spines[:].set(visible=True, color=BLUE, linewidth=2.5)
+        figure = Figure((DOUBLE, 1.3 * len(queries) * len(best)), layout="constrained")
+        parts = figure.subfigures(len(queries), squeeze=False).flat  # a long title of a panel would squeeze the others
+        for query, part in zip(queries, parts, strict=True):
+            text = textwrap.fill(captions[experiment.reference.texts.caption_id[query].item()].strip(), 110)
+            part.suptitle(text, x=0.01, horizontalalignment="left", fontsize="medium", parse_math=False)
+            rows = part.subplots(len(best), FOUND, squeeze=False)
+            for panels, (name, found) in zip(rows, best.items(), strict=True):
+                panels[0].set_ylabel(name)
+                for panel in panels:
+                    panel.set(xticks=[], yticks=[])
+                    panel.spines[:].set_visible(False)
+                for panel, image in zip(panels, found[query].tolist(), strict=False):
+                    pair = names[ids[image]]
+                    panel.imshow(read_image(data.file(pair), pair.image_id))
+                    if image == pairs[query]:
+                        panel.spines[:].set(visible=True, color=BLUE, linewidth=2.5)
     return figure

@@ -138,9 +138,9 @@ class CLIPPruning(CLIPBaseline):
     ) -> Stage:
         """Label-free distillation of the pruned model (see ``lfpr.clip.distil``), which goes on after an interruption.
 
-        ``percent`` of the training images, all by default, in as many steps. trained: "masks", "last" (with
-        ``last_layers``) or "all". Files: ``masks.safetensors`` (zero where removed), ``log.json``,
-        ``features.safetensors`` and ``model/``.
+        ``percent`` of the training images, all by default, as often as ``settings.retrain_passes`` says. trained:
+        "masks", "last" (with ``last_layers``) or "all". Files: ``masks.safetensors`` (zero where removed),
+        ``log.json``, ``features.safetensors`` and ``model/``.
         """
         parameters = self.cell(
             method, heuristic, constraint, percentile, seed, rearranged=rearranged, rescaled=rescaled
@@ -150,7 +150,7 @@ class CLIPPruning(CLIPBaseline):
         chosen = self.settings
         layers = chosen.rest.last_layers if last_layers is None else last_layers
         rest = replace(chosen.rest, last_layers=layers if trained == "last" else 0)
-        amounts = {"percent": percent, "batch": chosen.retrain_batch, "steps": chosen.retrain_steps}
+        amounts = {"percent": percent, "batch": chosen.retrain_batch, "passes": chosen.retrain_passes}
         parameters |= amounts | {"trained": trained, "images": chosen.retrain_images, "rest": asdict(rest)}
 
         def prune() -> Stage:
@@ -191,7 +191,8 @@ class CLIPPruning(CLIPBaseline):
         rows = readable.nonzero().flatten()
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
         rows = rows[: max(1, round(len(rows) * percent / 100))]
-        return loader(images.reader, features, rows, chosen.retrain_batch, chosen.retrain_steps, seed, chosen.workers)
+        steps = max(1, round(chosen.retrain_passes * len(rows) / chosen.retrain_batch))
+        return loader(images.reader, features, rows, chosen.retrain_batch, steps, seed, self.workers)
 
     # ---- names and parts
 

@@ -73,14 +73,15 @@ class CLIPExperiment(CLIPPruning):
         return self._stage("rescaling", parameters, build)
 
     def cascade(self, pruned: Stage, m: int | None = None) -> Stage:
-        """The model of a ``prune`` or ``retrain`` stage ranks all images, the unpruned one re-ranks its top ``m``.
+        """The model of a ``prune`` or ``retrain`` stage ranks all images, the unpruned one re-ranks its top ``m``:
+        by default ``settings.shortlist``, or all images if there are fewer.
 
         Recall (``score``, ``r5``, ``r10``), ``reranked`` and ``growth`` (see ``lfpr.clip.retrieval.cascade``), measured
         milliseconds, and the ``speedup`` of image encoding if the share of images ever re-ranked is the published
         10 %, as measured over all captions of this split (``speedup_measured``), or m of I, as for the first query over
         new images (``speedup_query``). Beyond the share ``break_even`` the cascade costs more than the full model.
         """
-        m = self.settings.shortlist if m is None else m
+        m = min(self.settings.shortlist, len(self.reference.images.image_id)) if m is None else m
         about = {"of": pruned.folder.parent.name, "m": m, "assumed": self.settings.reranked}
 
         def build(folder: Path) -> dict:

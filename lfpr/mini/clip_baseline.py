@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from lfpr.clip.coco import COCOCaptions, captions, images
 from lfpr.clip.processor import Processor
 from lfpr.clip.retrieval import encode_images, encode_texts, recall
-from lfpr.files import SHIPPED
+from lfpr.files import SHIPPED, write_whole
 from lfpr.mini.baselines import warm_cosine
 from lfpr.mini.coco import CAPTIONS, SCENE, write_coco
 from lfpr.runs import write_json
@@ -61,6 +62,12 @@ def write_processor(folder: Path, texts: list[str]) -> None:
     CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(
         folder
     )
+    byte_pair_tokenizer(texts, TEXT["max_position_embeddings"]).save_pretrained(folder)
+
+
+def byte_pair_tokenizer(texts: Iterable[str], positions: int, entries: int = 0) -> CLIPTokenizer:
+    """CLIP's tokenizer with merges learned from ``texts``, which cuts after ``positions`` tokens; entries that no text
+    leads to fill its vocabulary up to ``entries``. The last two are the tokens of start and end."""
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
@@ -68,9 +75,10 @@ def write_processor(folder: Path, texts: list[str]) -> None:
     merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*characters, *(f"{character}</w>" for character in characters), *("".join(merge) for merge in merges)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    CLIPTokenizer(vocabulary, merges, model_max_length=TEXT["max_position_embeddings"]).save_pretrained(folder)
+    tokens, special = list(dict.fromkeys(tokens)), ["<|startoftext|>", "<|endoftext|>"]
+    tokens += [f"<entry {i}>" for i in range(entries - len(tokens) - len(special))] + special
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocabulary, merges, model_max_length=positions)
 
 
 def new_model(folder: Path) -> CLIPModel:
@@ -123,8 +131,9 @@ def save(model: CLIPModel, folder: Path) -> None:
     model.config.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | {"architectures": ["CLIPModel"], "dtype": "float32"})
-    state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    (folder / "model.safetensors").write_bytes(to_bytes(state, {"format": "pt"}))
+    state = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    whole = to_bytes({name: tensor.contiguous() for name, tensor in state.items()}, {"format": "pt"})
+    write_whole(folder / "model.safetensors", lambda partial: partial.write_bytes(whole))
 
 
 def score(folder: Path, root: Path) -> dict:

@@ -2,9 +2,10 @@
 
     python -m lfpr.mini.rehearsal --out FOLDER [--experiments tap-textvqa ...] [--notebooks 01_data ...]
 
-Nothing may need the real data to be found broken: file formats, memory, stages that only work on small models. Scores
-mean nothing here. Prints seconds and peak memory of each notebook and of each stage, and writes them to
-``FOLDER/rehearsal.json``. Exits with 1 if a notebook failed; its log is named. What is finished is not run again.
+Nothing may need the real data to be found broken: file formats, memory, stages that only work on small models. The
+files are of TAP's data and checkpoints, of COCO, and of CLIP ViT-B/16; scores mean nothing here. Prints seconds and
+peak memory of each notebook and of each stage, and writes them to ``FOLDER/rehearsal.json``. Exits with 1 if a notebook
+failed; its log is named. What is finished is not run again.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import torch
 import yaml
 from papermill import inspect_notebook
 
+from lfpr.clip.coco import COCOCaptions, annotation_file
 from lfpr.experiments import TAP_EXPERIMENTS
 from lfpr.mini.published import ANSWERS, PIECES, write_checkpoint, write_tap_files
+from lfpr.mini.published_coco import write_clip, write_coco_files
 from lfpr.runs import provenance_table, write_json
 from lfpr.tap.model import TAP, TAPConfig
 
@@ -31,6 +34,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 STAGES = ("01_data", "02_importance", "03_prune", "04_retrain", "05_evaluate")  # of one experiment
 PAPER = "06_paper"  # of all
 QUESTIONS = {"train": 16, "val": 6, "test": 3, "score": 16}
+IMAGES = {"train": 36, "val": 12}  # more than a batch that scores, fewer than one that retrains
 CELLS = [{"method": ["label-free", "random"], "constraint": 0.4}]  # of the grid that 06 draws
 
 
@@ -47,7 +51,22 @@ def prepare_tap(name: str, folder: Path) -> dict[str, str]:
     return inputs
 
 
-PREPARE: dict[str, Callable[[Path], dict[str, str]]] = {name: partial(prepare_tap, name) for name in TAP_EXPERIMENTS}
+def prepare_clip(folder: Path) -> dict[str, str]:
+    """Write the files of CLIP on MSCOCO below ``folder``; returns where its data and its model folder are."""
+    inputs = {"data_root": "coco", "checkpoint": "clip-vit-base-patch16"}
+    root, model = folder / inputs["data_root"], folder / inputs["checkpoint"]
+    if not annotation_file(root, "val").exists():  # the last file that is written
+        write_coco_files(root, IMAGES)
+    if not (model / "model.safetensors").exists():  # here, too
+        torch.manual_seed(0)
+        write_clip(model, [pair.text for split in IMAGES for pair in COCOCaptions(root, split, "all").pairs])
+    return inputs
+
+
+PREPARE: dict[str, Callable[[Path], dict[str, str]]] = {
+    **{name: partial(prepare_tap, name) for name in TAP_EXPERIMENTS},
+    "clip-mscoco": prepare_clip,
+}
 """Experiment -> what writes its files."""
 
 
