@@ -142,3 +142,16 @@ def test_bad_files_are_named(tmp_path, runs):
     with pytest.raises(ValueError, match="batch 0"):
         broken.prune()
     assert broken.runs.finished("prune") == finished != []  # what was finished stays, and nothing half-made counts
+
+
+def test_masks_of_tap_are_rearranged_on_request(tap):
+    cell = {"method": "fisher", "constraint": 0.4}
+    plain, moved = tap.prune(**cell), tap.prune(**cell, rearranged=True)
+    masks = [lfpr.Masks.load(stage.folder / "masks.safetensors") for stage in (plain, moved)]
+    gradients = tap.gradients("fisher")
+    assert gradients.importance().equal(tap.importance("fisher"))
+    assert masks[1].equal(lfpr.rearrange(masks[0], gradients)) and masks[1].heads_kept == masks[0].heads_kept
+    retrained = tap.retrain(**cell, rearranged=True, rescaled=True)
+    assert retrained.result["neurons"] == moved.result["neurons"]
+    with pytest.raises(ValueError, match="rearranged = True: method 'magnitude' has no gradients"):
+        tap.prune("magnitude", rearranged=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lfpr.checks import choose
@@ -22,12 +22,11 @@ from lfpr.clip.settings import CONTROLS, GRADIENTS, METHODS, UNSCALED
 from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.importance import activation_importance, magnitude, random_importance
 from lfpr.masks import Importance, Masks
-from lfpr.rearrange import rearrange
 from lfpr.rescale import Rescaled, rescale
-from lfpr.retrain import TrainableMasks
+from lfpr.retrain import ReSt, TrainableMasks
 from lfpr.runs import Stage
-from lfpr.saving import load_pruned, save_pruned
-from lfpr.shrink import shrink, verify_equivalent
+from lfpr.saving import save_pruned
+from lfpr.shrink import verify_equivalent
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -36,7 +35,14 @@ if TYPE_CHECKING:
 class CLIPPruning(CLIPBaseline):
     """Scores, masks, the pruned and the retrained model of a method and a budget."""
 
-    kind, methods, unscaled, budget = "clip", METHODS, UNSCALED, "MACs of the vision tower"
+    kind, budget = "clip", "MACs of the vision tower"
+    own: ClassVar[dict] = {"method": "fisher", "rearranged": True, "rescaled": True, "trained": "last"}
+    methods, controls, unscaled, with_gradients, ways = METHODS, CONTROLS, UNSCALED, GRADIENTS, TRAINED
+
+    @property
+    def part(self) -> nn.Module:
+        """What of the model is pruned."""
+        return self.model.vision_model
 
     def importance(self, method: str = "fisher", seed: int = 0) -> Importance:
         """Scores of all heads and neurons. ``seed`` chooses the sample of images, or the scores (random)."""
@@ -95,73 +101,20 @@ class CLIPPruning(CLIPBaseline):
         images = self.images("train", self.settings.rescale_batch, indices=indices)
         return rescale(self.encoder, masks, images, self._forward, **{"ridge": self.settings.ridge} | options)
 
-    def prune(
-        self,
-        method: str = "fisher",
-        heuristic: str = "sum",
-        constraint: float = 0.4,
-        percentile: float = 50,
-        seed: int = 0,
-        rearranged: bool = True,
-        rescaled: bool = True,
-    ) -> Stage:
-        """Search, rearrange (where the method has gradients), rescale, shrink, verify, save, score.
-
-        Files: ``masks.safetensors``, ``features.safetensors`` (validation images) and the pruned model in ``model/``.
-        """
-        parameters = self.cell(
-            method, heuristic, constraint, percentile, seed, rearranged=rearranged, rescaled=rescaled
-        )
-
-        def build(folder: Path) -> dict:
-            masks = self._found(parameters, seed)
-            masks = self.rescale(masks, seed, folder=folder) if rescaled else masks
-            pruned = shrink(self.model, masks, self.model.vision_model)
-            largest = self.verify(masks, pruned)
-            masks.save(folder / "masks.safetensors")
-            return self._finish(pruned, folder) | scale_range(masks) | {"largest_difference": largest}
-
-        return self._stage("prune", parameters, build)
-
-    def retrain(
-        self,
-        method: str = "fisher",
-        heuristic: str = "sum",
-        constraint: float = 0.4,
-        percentile: float = 50,
-        seed: int = 0,
-        percent: float | None = None,
-        last_layers: int | None = None,
-        trained: str = "last",
-        rearranged: bool = True,
-        rescaled: bool = True,
-    ) -> Stage:
-        """Label-free distillation of the pruned model (see ``lfpr.clip.distil``), which goes on after an interruption.
-
-        ``percent`` of the training images, all by default, as often as ``settings.retrain_passes`` says. trained:
-        "masks", "last" (with ``last_layers``) or "all". Files: ``masks.safetensors`` (zero where removed),
-        ``log.json``, ``features.safetensors`` and ``model/``.
-        """
-        parameters = self.cell(
-            method, heuristic, constraint, percentile, seed, rearranged=rearranged, rescaled=rescaled
-        )
-        choose("trained", trained, TRAINED)
-        percent = 100 if percent is None else percent
+    def _amounts(self, cell: dict, percent: float | None, last_layers: int | None, trained: str) -> tuple[dict, ReSt]:
+        """What the distillation takes: by default all training images, as often as the settings say."""
         chosen = self.settings
         layers = chosen.rest.last_layers if last_layers is None else last_layers
-        rest = replace(chosen.rest, last_layers=layers if trained == "last" else 0)
-        amounts = {"percent": percent, "batch": chosen.retrain_batch, "passes": chosen.retrain_passes}
-        parameters |= amounts | {"trained": trained, "images": chosen.retrain_images, "rest": asdict(rest)}
+        amounts = {"percent": 100 if percent is None else percent, "batch": chosen.retrain_batch}
+        amounts |= {"passes": chosen.retrain_passes, "images": chosen.retrain_images}
+        return amounts, replace(chosen.rest, last_layers=layers if trained == "last" else 0)
 
-        def prune() -> Stage:
-            return self.prune(method, heuristic, constraint, percentile, seed, rearranged, rescaled)
-
-        def train(checkpoint: Path) -> tuple[CLIPModel, TrainableMasks, list[dict]]:
-            model, batches = load_pruned(prune().folder / "model"), self._distillation(percent, seed)
-            saving = {"checkpoint": checkpoint, "checkpoint_every": chosen.checkpoint_every}
-            return model, *distil(model, batches, rest, trained, **saving)
-
-        return self._retrained(parameters, prune, train)
+    def _train(
+        self, model: CLIPModel, percent: float, rest: ReSt, trained: str, seed: int, checkpoint: Path
+    ) -> tuple[TrainableMasks, list[dict]]:
+        """Distillation of a pruned model in place (``lfpr.clip.distil``)."""
+        saving = {"checkpoint": checkpoint, "checkpoint_every": self.settings.checkpoint_every}
+        return distil(model, self._distillation(percent, seed), rest, trained, **saving)
 
     def teach(self) -> Stage:
         """What retraining learns from: the unpruned features."""
@@ -201,8 +154,8 @@ class CLIPPruning(CLIPBaseline):
 
         Raises ``NotEquivalent`` if it is above 0.001.
         """
-        images, tower = self.images("val", 32, indices=self.sample("val", 64, 0)), self.model.vision_model
-        return verify_equivalent(self.model, masks, pruned, images, image_features, atol=1e-3, part=tower)
+        images = self.images("val", 32, indices=self.sample("val", 64, 0))
+        return verify_equivalent(self.model, masks, pruned, images, image_features, atol=1e-3, part=self.part)
 
     @property
     def pictures(self):
@@ -216,13 +169,6 @@ class CLIPPruning(CLIPBaseline):
         names = {"r1": "Recall@1", "r5": "Recall@5", "r10": "Recall@10", "i2t_r1": "image→text Recall@1"}
         return {label: result[name] for name, label in names.items()}
 
-    def cell(self, method: str = "fisher", *place, rearranged: bool = True, rescaled: bool = True, **more) -> dict:
-        """The parameters that name a pruned model, checked; ``rearranged`` only where the method has gradients."""
-        choose("method", method, METHODS + CONTROLS)
-        steps = {"rearranged": rearranged and method in GRADIENTS, "rescaled": rescaled}
-        cell = {"method": method} | self.budget_of(*place, **more) | steps
-        return cell | self._sampling | (self._rescaling if rescaled else {}) | self._evaluation
-
     @property
     def _sampling(self) -> dict:
         chosen = self.settings
@@ -231,13 +177,6 @@ class CLIPPruning(CLIPBaseline):
     @property
     def _rescaling(self) -> dict:
         return {"rescale_samples": self.settings.rescale_samples, "ridge": self.settings.ridge}
-
-    def _found(self, cell: dict, seed: int) -> Masks:
-        """The masks of a cell after search and rearrangement."""
-        method = cell["method"]
-        importance = self.importance(method, seed)
-        masks = self.masks(importance, method, cell["heuristic"], cell["constraint"], cell["percentile"])
-        return rearrange(masks, self.gradients(method, seed)) if cell["rearranged"] else masks
 
     def _finish(self, model: CLIPModel, folder: Path) -> dict:
         """Save a pruned model and its validation features; its size and recall."""
@@ -248,9 +187,3 @@ class CLIPPruning(CLIPBaseline):
 
     def _forward(self, batch: Batch) -> Tensor:
         return self.model.vision_model(pixel_values=batch["pixel_values"]).pooler_output
-
-
-def scale_range(masks: Masks) -> dict:
-    """The smallest and the largest mask value of what is kept; None if that is nothing."""
-    kept = torch.cat([part[part != 0] for part in (masks.heads, masks.neurons)])
-    return {f"scale_{name}": getattr(kept, name)().item() if len(kept) else None for name in ("min", "max")}

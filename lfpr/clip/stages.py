@@ -12,12 +12,13 @@ from pathlib import Path
 
 from lfpr.clip.baseline import load_encoded
 from lfpr.clip.objectives import Batch, contrastive
-from lfpr.clip.pruning import CLIPPruning, scale_range
+from lfpr.clip.pruning import CLIPPruning
 from lfpr.clip.retrieval import cascade, eccv_metrics, image_speedup
 from lfpr.masks import Masks
 from lfpr.runs import Stage
 from lfpr.saving import load_pruned
 from lfpr.sensitivity import all_but_one
+from lfpr.staged import scale_range
 
 
 class CLIPExperiment(CLIPPruning):
@@ -60,10 +61,10 @@ class CLIPExperiment(CLIPPruning):
         ``result[solver]``, solver "none", "ridge" or "published", has the range of the scales and the recall. Files:
         ``SOLVER.safetensors``, the masks.
         """
-        parameters = self.cell(method, "sum", constraint, 0, seed)
+        parameters = self.cell(method, "sum", constraint, seed=seed)
 
         def build(folder: Path) -> dict:
-            masks = self._found(parameters, seed)
+            masks = self.found(parameters)
             options = {"ridge": {}, "published": {"published": True}}
             variants = {"none": masks} | {name: self.rescale(masks, seed, **given) for name, given in options.items()}
             for name, variant in variants.items():

@@ -18,6 +18,7 @@ from lfpr.tap.data import TAPDataset, batches
 from lfpr.tap.label_free import peak_steps
 from lfpr.tap.model import TAP
 from lfpr.tap.show import show_questions
+from lfpr.tap.text import Answer
 
 SHOWN = tuple(range(0, 40, 5))  # four questions share an image: each picture shows another image
 
@@ -25,7 +26,7 @@ SHOWN = tuple(range(0, 40, 5))  # four questions share an image: each picture sh
 def examples(experiment) -> Figure:
     """Eight validation questions with their OCR boxes and the unpruned model's answers."""
     data = _first(experiment, max(SHOWN) + 1)
-    return _questions(data, {"model": experiment.answers(experiment.model, data)})
+    return _questions(data, {"model": experiment.predict(experiment.model, data)})
 
 
 def statistics(experiment, questions: int = 400) -> Figure:
@@ -48,8 +49,8 @@ def objective(experiment, seed: int = 0, questions: int = 200) -> Figure:
 def compare(experiment, models: Mapping[str, TAP], questions: int = 400) -> tuple[Figure, dict[str, float]]:
     """Eight questions with every model's answers, and how often each answers as the first of them does, over many."""
     data = _first(experiment, questions)
-    answers = {name: experiment.answers(model, data) for name, model in models.items()}
-    table = pd.DataFrame(answers)
+    answers = {name: experiment.predict(model, data) for name, model in models.items()}
+    table = pd.DataFrame({name: [answer.text for answer in given] for name, given in answers.items()})
     same = table.eq(table.iloc[:, 0], axis=0).mean()
     return _questions(data, answers), same.to_dict()
 
@@ -59,7 +60,7 @@ def _first(experiment, questions: int) -> TAPDataset:
     return experiment.data("val", limit=min(questions, len(experiment.data("val"))))
 
 
-def _questions(data: TAPDataset, answers: Mapping[str, list[str]]) -> Figure:
+def _questions(data: TAPDataset, answers: Mapping[str, list[Answer]]) -> Figure:
     shown = [i for i in SHOWN if i < len(data)]
     return show_questions(data, shown, {name: [given[i] for i in shown] for name, given in answers.items()})
 

@@ -10,6 +10,7 @@ from lfpr.retrain import ReSt
 from lfpr.tap.layout import InputSizes
 
 METHODS = ("label-free", "fisher", "absolute", "magnitude", "l1", "random")
+GRADIENTS = ("label-free", "fisher")  # methods whose choice can be rearranged by their gradients
 UNSCALED = ("magnitude", "l1", "random")  # heads and neurons have no common scale: both are kept in the same proportion
 
 

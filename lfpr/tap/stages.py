@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from tqdm import tqdm
 
 from lfpr.checks import choose
 from lfpr.encoder import prunable
-from lfpr.gradients import collect_gradients
+from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.importance import magnitude, random_importance
 from lfpr.masks import Importance, Masks
-from lfpr.rescale import rescale
-from lfpr.retrain import TrainableMasks, retrain
+from lfpr.rescale import Rescaled, rescale
+from lfpr.retrain import ReSt, TrainableMasks, retrain
 from lfpr.runs import Stage, write_json
-from lfpr.saving import load_pruned, save_pruned
-from lfpr.shrink import shrink, verify_equivalent
+from lfpr.saving import save_pruned
+from lfpr.shrink import verify_equivalent
 from lfpr.staged import Staged
 from lfpr.tap.data import TAPDataset, batches
 from lfpr.tap.evaluate import compare, evaluate, first_scores, predict
@@ -26,14 +27,16 @@ from lfpr.tap.inputs import TAPInputs
 from lfpr.tap.label_free import PUBLISHED_BATCH, PUBLISHED_DROPOUT, begin, label_free, labelled, peak_step
 from lfpr.tap.model import TAP
 from lfpr.tap.schedule import schedule
-from lfpr.tap.settings import METHODS, UNSCALED
+from lfpr.tap.settings import GRADIENTS, METHODS, UNSCALED
 from lfpr.tap.text import Answer
 
 
 class TAPExperiment(TAPInputs, Staged):
     """Stages of a TAP experiment. ``result`` of each stage is a dict of numbers, ``folder`` holds its files."""
 
-    kind, methods, unscaled, budget = "tap", METHODS, UNSCALED, "parameters of the MMT"
+    kind, budget, part = "tap", "parameters of the MMT", None
+    own: ClassVar[dict] = {"method": "label-free", "rearranged": False, "rescaled": False, "trained": "ReSt"}
+    methods, unscaled, with_gradients, ways = METHODS, UNSCALED, GRADIENTS, ("ReSt", "masks")
     _shared = ("model", "embed", "_images")
 
     def baseline(self) -> Stage:
@@ -54,24 +57,38 @@ class TAPExperiment(TAPInputs, Staged):
         return self._scores("label-free", seed).result["step"]
 
     def _scores(self, method: str, seed: int) -> Stage:
-        chosen, sampling = self.settings, self._sampling
-        parameters = {"method": method, "seed": seed} | sampling
+        def build(folder: Path) -> dict:
+            step, gradients = self._collect(method, seed)
+            how = "absolute" if method == "absolute" else "squared"
+            gradients.importance(how).save(folder / "importance.safetensors")
+            return {"step": step, "samples": len(self.sample("train", self.settings.num_samples, seed))}
+
+        return self._stage("importance", {"method": method, "seed": seed} | self._sampling, build)
+
+    def gradients(self, method: str = "label-free", seed: int = 0) -> MaskGradients:
+        """The mask gradients behind the importance of a gradient method: computed anew and then kept, since few need
+        them and those of thousands of questions are large."""
+        choose("method", method, self.with_gradients)
 
         def build(folder: Path) -> dict:
-            indices = self.sample("train", chosen.num_samples, seed)
-            # read anew in each pass: thousands of full-size questions do not fit in memory
-            data = batches(self.data("train", targets=method != "label-free", indices=indices), sampling["batch"])
-            step = chosen.step
-            if method == "label-free" and step is None:
-                step = peak_step(self.model, tqdm(data, desc="peak step"))
-            objective = self.objective(method, step)
-            gradients = collect_gradients(self.encoder, data, objective, sampling["per_sample"], progress=method)
-            gradients.importance("absolute" if method == "absolute" else "squared").save(
-                folder / "importance.safetensors"
-            )
-            return {"step": step, "samples": len(indices)}
+            step, gradients = self._collect(method, seed)
+            gradients.save(folder / "gradients.safetensors")
+            return {"step": step}
 
-        return self._stage("importance", parameters, build)
+        stage = self._stage("gradients", {"method": method, "seed": seed} | self._sampling, build)
+        return MaskGradients.load(stage.folder / "gradients.safetensors")
+
+    def _collect(self, method: str, seed: int) -> tuple[int | None, MaskGradients]:
+        """The decoding step, of the label-free method, and the gradients of a sample of training questions."""
+        chosen, sampling = self.settings, self._sampling
+        indices = self.sample("train", chosen.num_samples, seed)
+        # read anew in each pass: thousands of full-size questions do not fit in memory
+        data = batches(self.data("train", targets=method != "label-free", indices=indices), sampling["batch"])
+        step = chosen.step
+        if method == "label-free" and step is None:
+            step = peak_step(self.model, tqdm(data, desc="peak step"))
+        objective = self.objective(method, step)
+        return step, collect_gradients(self.encoder, data, objective, sampling["per_sample"], progress=method)
 
     @property
     def _sampling(self) -> dict:
@@ -84,6 +101,14 @@ class TAPExperiment(TAPInputs, Staged):
                 "published": chosen.published_scoring}  # fmt: skip
 
     @property
+    def _rescaling(self) -> dict:
+        return {"rescale_samples": self.settings.rescale_samples}
+
+    @property
+    def _evaluation(self) -> dict:
+        return {}  # how questions are scored is among the inputs
+
+    @property
     def scoring_dropout(self) -> float | None:
         """The dropout of published scoring; a baseline trained without any is scored with the published model's."""
         return (self.config.dropout or PUBLISHED_DROPOUT) if self.settings.published_scoring else None
@@ -94,32 +119,6 @@ class TAPExperiment(TAPInputs, Staged):
             return label_free(self.model, step, self.scoring_dropout)
         return labelled(self.model, reduction="sum" if self._sampling["per_sample"] else "mean")
 
-    def prune(
-        self,
-        method: str = "label-free",
-        heuristic: str = "sum",
-        constraint: float = 0.4,
-        percentile: float = 50,
-        seed: int = 0,
-        rescaled: bool = False,
-    ) -> Stage:
-        """Search, shrink, verify, save, score. Files: ``masks.safetensors`` and the pruned model in ``model/``.
-
-        ``rescaled``: fit the kept heads' and neurons' mask values by least squares first (mask tuning, Kwon et al.).
-        """
-        parameters = self.cell(method, heuristic, constraint, percentile, seed) | {"rescaled": rescaled}
-
-        def build(folder: Path) -> dict:
-            importance = self.importance(method, seed)
-            masks = self.masks(importance, method, heuristic, constraint, percentile)
-            masks = self.rescale(masks, seed) if rescaled else masks
-            pruned = shrink(self.model, masks)
-            largest = self.verify(masks, pruned)
-            masks.save(folder / "masks.safetensors")
-            return self._finish(pruned, folder) | {"largest_difference": largest}
-
-        return self._stage("prune", parameters, build)
-
     def verify(self, masks: Masks, pruned: TAP) -> float:
         """The largest difference between masked and shrunk model in the first scores of some validation questions.
 
@@ -128,7 +127,7 @@ class TAPExperiment(TAPInputs, Staged):
         questions = list(batches(self.data("val", indices=self.sample("val", 64, 0)), 32))
         return verify_equivalent(self.model, masks, pruned, questions, first_scores, atol=1e-3)
 
-    def rescale(self, masks: Masks, seed: int = 0) -> Masks:
+    def rescale(self, masks: Masks, seed: int = 0, **options) -> Rescaled:
         """``masks`` with values fitted on ``rescale_samples`` unlabelled training questions and their decoded answers'
         first two steps, padding left out (``lfpr.rescale``)."""
         data = self.data("train", indices=self.sample("train", self.settings.rescale_samples, seed))
@@ -138,55 +137,33 @@ class TAPExperiment(TAPInputs, Staged):
                 first = begin(self.model, batch)
                 yield batch | {"previous": torch.cat([first, self.model.generate(batch, 1)[1]], 1)}
 
-        return rescale(self.encoder, masks, answered(), lambda batch: self.model(batch, batch["previous"]))
+        return rescale(self.encoder, masks, answered(), lambda batch: self.model(batch, batch["previous"]), **options)
 
-    def retrain(
-        self,
-        method: str = "label-free",
-        heuristic: str = "sum",
-        constraint: float = 0.4,
-        percentile: float = 50,
-        seed: int = 0,
-        percent: float | None = None,
-        last_layers: int | None = None,
-        trained: str = "ReSt",
-    ) -> Stage:
-        """ReSt on the pruned model; ``percent`` of data and ``last_layers`` default to the published schedule.
-
-        ``trained`` = "masks" trains the mask values alone, for comparison. Files: ``masks.safetensors`` (heads [L, H],
-        neurons [L, N], zero where removed), ``log.json`` and ``model/``.
-        """
-        parameters = self.cell(method, heuristic, constraint, percentile, seed)
-        choose("trained", trained, ("ReSt", "masks"))
-        published = schedule(self.name, parameters["constraint"], parameters["percentile"])
+    def _amounts(self, cell: dict, percent: float | None, last_layers: int | None, trained: str) -> tuple[dict, ReSt]:
+        """What ReSt takes: by default X percent of the questions and the last k layers of the published schedule."""
+        published = schedule(self.name, cell["constraint"], cell["percentile"])
         percent = published[0] if percent is None else percent
         last_layers = published[1] if last_layers is None else last_layers
         last_layers = last_layers if trained == "ReSt" else 0
         chosen = self.settings
-        settings = replace(chosen.rest, last_layers=last_layers, mixed_precision=chosen.mixed_precision)
-        parameters |= {"percent": percent, "batch": chosen.retrain_batch, "rest": asdict(settings),
-                       "trained": trained, "score_every": chosen.score_every}  # fmt: skip
+        rest = replace(chosen.rest, last_layers=last_layers, mixed_precision=chosen.mixed_precision)
+        return {"percent": percent, "batch": chosen.retrain_batch, "score_every": chosen.score_every}, rest
 
-        def prune() -> Stage:
-            return self.prune(method, heuristic, constraint, percentile, seed)
-
-        def train(checkpoint: Path) -> tuple[TAP, TrainableMasks, list[dict]]:
-            model = load_pruned(prune().folder / "model").train()
-            labels = self.pseudo_labels()
-            count = max(1, round(labels.result["questions"] * percent / 100))
-            data = self.data(
-                "train", targets=True, indices=self.sample("train", count, seed), labels=labels.folder / "labels.json"
-            )
-            data = batches(data, chosen.retrain_batch, shuffle_seed=seed)
-            torch.manual_seed(seed)
-            heads = [model.classifier, model.ocr_ptr_net] if trained == "ReSt" else []
-            options = {"checkpoint": checkpoint, "checkpoint_every": chosen.checkpoint_every}
-            if chosen.score_every:
-                options |= {"score": lambda: self.evaluate(model)["score"], "score_every": chosen.score_every}
-            loss = labelled(model, reduction="parts")
-            return model, *retrain(model, prunable(model), heads, data, loss, settings, **options)
-
-        return self._retrained(parameters, prune, train)
+    def _train(
+        self, model: TAP, percent: float, rest: ReSt, trained: str, seed: int, checkpoint: Path
+    ) -> tuple[TrainableMasks, list[dict]]:
+        """ReSt of a pruned model in place, on the unpruned one's answers; ``trained`` = "masks": mask values alone."""
+        labels, chosen = self.pseudo_labels(), self.settings
+        count = max(1, round(labels.result["questions"] * percent / 100))
+        indices = self.sample("train", count, seed)
+        data = self.data("train", targets=True, indices=indices, labels=labels.folder / "labels.json")
+        data = batches(data, chosen.retrain_batch, shuffle_seed=seed)
+        heads = [model.classifier, model.ocr_ptr_net] if trained == "ReSt" else []
+        options = {"checkpoint": checkpoint, "checkpoint_every": chosen.checkpoint_every}
+        if chosen.score_every:
+            options |= {"score": lambda: self.evaluate(model)["score"], "score_every": chosen.score_every}
+        model.train()
+        return retrain(model, prunable(model), heads, data, labelled(model, reduction="parts"), rest, **options)
 
     def teach(self) -> Stage:
         """What retraining learns from: the pseudo-labels."""
@@ -252,8 +229,3 @@ class TAPExperiment(TAPInputs, Staged):
         from lfpr.tap import pictures
 
         return pictures
-
-    def cell(self, method: str = "label-free", *place, **more) -> dict:
-        """The parameters that name a pruned model, checked (see ``lfpr.staged.Staged.budget_of``)."""
-        choose("method", method, METHODS)
-        return {"method": method} | self.budget_of(*place, **more) | self._sampling
