@@ -10,6 +10,8 @@ import pandas as pd
 
 from lfpr.files import write_whole
 
+__all__ = ["accuracy_table", "read", "update_readme", "write_table"]
+
 TABLES = {
     "results": (
         *("experiment", "profile", "method", "heuristic", "constraint", "percentile", "seed", "variant", "retrained"),
@@ -200,6 +202,10 @@ def check_once(rows: pd.DataFrame, table: str, key: list[str]) -> None:
 
 
 def read(folder: Path, table: str) -> pd.DataFrame:
+    """The table ``folder/TABLE.csv``, one of ``TABLES`` or ``OPTIONAL``, its columns checked.
+
+    Raises FileNotFoundError if it is not there, ValueError if it is empty or lacks a column.
+    """
     path, columns = folder / f"{table}.csv", list((TABLES | OPTIONAL)[table])
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: expected a table with the columns {columns}")
