@@ -6,6 +6,7 @@
 # make rehearsal the notebooks with profile=full on random files of the real sizes
 # make test      ruff, pytest, nbval
 # make lab       JupyterLab on the notebooks
+# make docs      the API reference: docs/api.md, and all modules as HTML in docs/api/
 # make baselines train the small models in data/mini/ anew
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -17,7 +18,7 @@ PROFILE ?= workflow/profiles/local
 export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED := 0
 
-.PHONY: setup paper rehearsal test lab baselines clean
+.PHONY: setup paper rehearsal test lab docs baselines clean
 
 setup: .venv/.done
 
@@ -45,9 +46,12 @@ lab: setup  # the notebooks' kernel, python3, under the environment's name
 	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python (lfpr)" >/dev/null
 	$(PY) -m jupyterlab --notebook-dir=notebooks notebooks/00_explore.ipynb
 
+docs: setup
+	$(PY) -W ignore -m lfpr.reference
+
 baselines: setup
 	$(PY) -m lfpr.mini.baselines
 	$(PY) -m lfpr.mini.clip_baseline
 
 clean:
-	rm -rf runs .snakemake .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs docs/api .snakemake .pytest_cache .ruff_cache .hypothesis

@@ -31,11 +31,11 @@ class LinearCost:
     published: bool = False
 
     def of(self, heads: int, neurons: int) -> int:
-        """Cost of `heads` heads and `neurons` neurons in the whole encoder."""
+        """Cost, in `unit`, of `heads` heads and `neurons` neurons in the whole encoder."""
         return self.fixed + self.head * heads + self.neuron * neurons
 
     def kept(self, masks: Masks) -> int:
-        """Cost of what `masks` keep (their non-zero entries)."""
+        """Cost, in `unit`, of what `masks` keep (their non-zero entries)."""
         return self.of(_count(masks.heads), _count(masks.neurons))
 
     def fraction(self, masks: Masks) -> float:
@@ -50,8 +50,9 @@ class ParameterCost(LinearCost):
     its rows and bias into the FFN and its column out of it. Output biases, normalisation and whatever else a layer
     holds stay when all of its heads or neurons go, and are charged in `fixed`.
 
-    `accounting="published"` is LFPR's: the biases and normalisation of one attention output are charged, those of the
-    other layers and of the FFNs are not, so masks come out slightly larger than the constraint says.
+    `accounting="published"` is that of LFPR's code: the biases and normalisation of one attention output are charged,
+    those of the other layers and of the FFNs are not, so masks come out slightly larger than the constraint says.
+    Raises ValueError for another accounting.
     """
 
     def __init__(self, encoder: PrunableEncoder, accounting: Literal["exact", "published"] = "exact") -> None:
@@ -73,7 +74,8 @@ class MacCost(LinearCost):
     """Multiply-accumulates of the encoder's layers for one sequence of `sequence_length` tokens.
 
     A head costs 4·S·d·dh for its projections and 2·S²·dh for the attention products, a neuron 2·S·d (more for gated
-    FFNs). Half of what torch's FLOP counter gives; Kwon et al. (NeurIPS 2022) count the same.
+    FFNs), S being the length, d the hidden size and dh that of a head. Half of what torch's FLOP counter gives; Kwon et
+    al. (NeurIPS 2022) count the same. Raises ValueError unless the length is a whole number of at least 1.
     """
 
     def __init__(self, encoder: PrunableEncoder, sequence_length: int) -> None:

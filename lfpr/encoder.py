@@ -80,7 +80,7 @@ _VIT = Family(
     head_count=("num_attention_heads",),
 )
 
-FAMILIES: dict[str, Family] = {  # class name of a layer in transformers -> its row
+FAMILIES: dict[str, Family] = {
     "BertLayer": _BERT,
     "RobertaLayer": _BERT,
     "ElectraLayer": _BERT,
@@ -111,6 +111,7 @@ FAMILIES: dict[str, Family] = {  # class name of a layer in transformers -> its 
         head_count=("num_heads",),
     ),
 }
+"""Class name of a layer -> its `Family`. A row of your own makes `prunable` find another architecture."""
 
 NOT_CARRIED: dict[str, str] = {  # class name of a layer -> why it has no row
     "T5Block": "layer 0 computes a position bias per head that all layers share, so layers cannot keep different heads",
@@ -171,7 +172,8 @@ class PrunableEncoder:
 
     `num_heads` and `num_neurons` are the unpruned sizes of a layer, from the model's configuration; what a possibly
     already shrunk layer still has is in `heads_per_layer` and `neurons_per_layer`. `layers` are the model's own
-    modules, `parts` the same ones through their family's row.
+    modules, `parts` the same ones through their family's row. Raises `UnsupportedArchitecture` naming the first layer
+    that is not as the row says.
     """
 
     def __init__(self, module: nn.Module, path: str, layers: Sequence[nn.Module], family: Family) -> None:
@@ -201,6 +203,7 @@ class PrunableEncoder:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights of the first layer are."""
         return self.parts[0].attention_output.weight.device
 
     @property
@@ -235,7 +238,8 @@ class PrunableEncoder:
     def hooked(
         self, heads: Callable[[int, Tensor], Tensor], neurons: Callable[[int, Tensor], Tensor]
     ) -> Iterator[None]:
-        """As `masked`, with masks that are made at each call: `heads(layer, x)` gets the output projection's input."""
+        """As `masked`, with masks that are made at each call: `heads(layer, x)` and `neurons(layer, x)` get the input x
+        [B, S, ...] of the layer's output projection, and give [width] or [B, width]."""
         handles = []
         try:
             for index, layer in enumerate(self.parts):
@@ -278,7 +282,10 @@ def prunable(module: nn.Module) -> PrunableEncoder:
 
 
 def encoders(module: nn.Module, declared: bool = True) -> list[PrunableEncoder]:
-    """All prunable encoders in `module`; if `declared` and it has a `prunable_path`, the one there alone."""
+    """All prunable encoders in `module`; if `declared` and it has a `prunable_path`, the one there alone.
+
+    Empty if there is none. Raises `UnsupportedArchitecture` naming a layer that is not as its family's row says.
+    """
     prefix = getattr(module, "prunable_path", "") if declared else ""
     root = module.get_submodule(prefix) if prefix else module
     found = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lfpr.checks import choose
 from lfpr.retrain import ReSt
@@ -72,10 +72,12 @@ def open_experiment(
     runs: str | Path = "runs",
     data_root: str | Path | None = None,
     checkpoint: str | Path | None = None,
-    **settings,
+    **settings: Any,
 ) -> TAPExperiment | CLIPExperiment:
-    """The experiment, its inputs checked. ``settings`` override those of the profile (fields of ``Settings``, for CLIP
-    of ``lfpr.clip.settings.CLIPSettings``); None leaves the profile's value.
+    """One of ``EXPERIMENTS``, its inputs checked: model, data and all stages, which are kept below ``runs``.
+
+    ``data_root`` and ``checkpoint`` are the user's files of profile "full". ``settings`` override those of the profile
+    (fields of ``Settings``, for CLIP of ``lfpr.clip.settings.CLIPSettings``); None leaves the profile's value.
 
     Raises ``ValueError`` naming the parameter for an unknown experiment, profile or setting, and
     ``FileNotFoundError`` or ``CheckpointError`` for missing inputs, before any work.

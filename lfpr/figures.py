@@ -33,6 +33,16 @@ from lfpr.tables import (
     write_file,
 )
 
+__all__ = [
+    "accuracy_against_parameters",
+    "importance_map",
+    "kept_per_layer",
+    "mask_values",
+    "overview",
+    "retraining",
+    "save",
+]
+
 STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("lfpr.mplstyle"), use_default_template=False)
 DASHED = (0, (3, 1.5))
 SINGLE, DOUBLE = 3.5, 7.2  # width in inches of one and of two columns

@@ -46,7 +46,7 @@ def collect_gradients(
     masks: Masks | None = None,
     progress: str | None = None,
 ) -> MaskGradients:
-    """Gradient of `objective(batch)` with respect to the masks, for each batch or each sample.
+    """Gradients of `objective(batch)` with respect to the masks, [B, L, H] and [B, L, N], for B batches or samples.
 
     `objective` runs the module and returns a scalar tensor: for `per_sample`, a *sum* over the batch of terms that each
     depend on one sample (all gradient-carrying calls of the encoder must then see the samples as the first

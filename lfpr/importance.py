@@ -19,7 +19,7 @@ def magnitude(encoder: PrunableEncoder, norm: int = 2) -> Importance:
     """Sum of the squared (``norm`` 2) or absolute (``norm`` 1) weights that go with a head (its rows of query, key,
     value, its columns of the output projection) or with a neuron (its rows into the FFN, its column out of it).
 
-    Float64. Raises ValueError for another norm.
+    [L, H] and [L, N], float64. Raises ValueError for another norm, or if the layers differ in width.
     """
     if norm not in (1, 2):
         raise ValueError(f"norm = {norm}: must be 1 or 2")
@@ -41,11 +41,13 @@ def activation_importance(
     encoder: PrunableEncoder, batches: Iterable[Any], forward: Callable[[Any], Any]
 ) -> Importance:
     """Mean squared norm, over the tokens of `batches`, of what a head or a neuron adds to the residual stream: its
-    activations through its columns of the output projection. Needs no labels and no gradients. Float64.
+    activations through its columns of the output projection. Needs no labels and no gradients. [L, H] and [L, N],
+    float64.
 
     `forward(batch)` runs the module, in evaluation mode. Tokens that no token attends to, by the attention mask that
-    the layers get, are padding and do not count. Both scores are in the same unit, so `search` may compare them.
-    Raises ValueError if there are no batches, or naming the layer if activations are NaN or infinite.
+    the layers get, are padding and do not count. Both scores are in the same unit, so `search` may compare them. Raises
+    ValueError if there are no batches, if the layers differ in width, or naming the layer if activations are NaN or
+    infinite.
     """
     heads, neurons = encoder.require_uniform()
     sums = [_Contributions(part, heads, neurons) for part in encoder.parts]
@@ -104,7 +106,10 @@ class _Contributions:
 
 
 def random_importance(encoder: PrunableEncoder, seed: int) -> Importance:
-    """Uniform scores in [0, 1), the same for the same seed and sizes. Float64."""
+    """Uniform scores in [0, 1), [L, H] and [L, N], the same for the same seed and sizes. Float64.
+
+    Raises ValueError if the layers differ in width.
+    """
     num_heads, num_neurons = encoder.require_uniform()
     generator = torch.Generator().manual_seed(seed)
 

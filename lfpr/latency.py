@@ -57,11 +57,11 @@ class LatencyCost:
         self.full = self.of([len(self.attention) - 1] * num_layers, [len(self.ffn) - 1] * num_layers)
 
     def of(self, heads: Sequence[int], neurons: Sequence[int]) -> float:
-        """Latency of an encoder whose layers keep these numbers of heads and neurons."""
+        """Latency, in `unit`, of an encoder whose layers keep these numbers of heads and neurons."""
         return math.fsum([*self.attention[list(heads)], *self.ffn[list(neurons)]])
 
     def kept(self, masks: Masks) -> float:
-        """Latency of what `masks` keep (their non-zero entries)."""
+        """Latency, in `unit`, of what `masks` keep (their non-zero entries). ValueError for masks of another shape."""
         for name, mask, table in (("heads", masks.heads, self.attention), ("neurons", masks.neurons, self.ffn)):
             if mask.shape != (self.num_layers, len(table) - 1):
                 raise ValueError(
@@ -75,7 +75,7 @@ class LatencyCost:
 
     @classmethod
     def from_published(cls, attention: Sequence[float], ffn: Sequence[float], num_layers: int) -> LatencyCost:
-        """From the published look-up tables, which start at one head and one neuron, in milliseconds."""
+        """From the look-up tables of Kwon et al. (NeurIPS 2022), which start at one head and one neuron, in ms."""
         return cls([0.0, *attention], [0.0, *ffn], num_layers, "milliseconds", published=True)
 
     @classmethod
@@ -97,7 +97,8 @@ class LatencyCost:
         numbers of neurons); 0 and the full width are always measured, others interpolated. Each of `repeats` rounds
         runs all widths once, after `warmup` rounds, so that a disturbance meets all of them; a width's latency is its
         median. The time up to the attention's output projection is the attention's, the rest the FFN's; on a GPU both
-        ends are synchronised. In evaluation mode. `clock` returns seconds.
+        ends are synchronised. In evaluation mode. `clock` returns seconds. Raises ValueError for widths that a layer
+        cannot have, too few repeats, or an encoder whose layers differ in width.
         """
         num_heads, num_neurons = encoder.require_uniform()
         if repeats < 1 or warmup < 0:

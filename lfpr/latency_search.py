@@ -30,10 +30,11 @@ def search_latency(
 
     Solved by dynamic programming over the budget (beyond what the smallest widths cost) in 4096 units, latencies
     rounded up: total importance is at least the best within the budget less one unit for each sub-layer. What rounding
-    leaves over is spent. Never over the constraint by the table. Raises as `search`.
+    leaves over is spent. Never over the constraint by the table. Raises as `search`, and ValueError for scores of
+    another shape than the table's.
 
-    `published` follows the published code: fitted plateaus instead of the table, which the result can exceed; layers
-    dropped in order of importance; and its budget, which shrinks with each combination it tries.
+    `published` follows the code of Kwon et al. (NeurIPS 2022): fitted plateaus instead of the table, which the result
+    can exceed; layers dropped in order of importance; and its budget, which shrinks with each combination it tries.
     """
     check_constraint(constraint)
     for name, scores, table in (("heads", importance.heads, cost.attention), ("neurons", importance.neurons, cost.ffn)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PerLayer:
-    """A tensor over heads and one over neurons; the base of masks, importance and gradients."""
+    """A tensor over heads and one over neurons; the base of masks, importance and gradients.
+
+    Raises ValueError for tensors of another number of dimensions, or that differ in all but the last one.
+    """
 
     heads: Tensor
     neurons: Tensor
@@ -42,12 +45,12 @@ class PerLayer:
                 "must agree in all but the last dimension"
             )
 
-    def to(self, *args, **kwargs) -> Self:
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """Both tensors moved or cast as by `torch.Tensor.to`."""
         return type(self)(self.heads.to(*args, **kwargs), self.neurons.to(*args, **kwargs))
 
     def equal(self, other: PerLayer) -> bool:
-        """Whether both hold the same values."""
+        """Whether both have the same shapes and hold the same values."""
         return torch.equal(self.heads, other.heads) and torch.equal(self.neurons, other.neurons)
 
     def save(self, path: str | Path) -> None:
@@ -75,7 +78,7 @@ class Masks(PerLayer):
 
     @classmethod
     def ones(cls, encoder: PrunableEncoder) -> Masks:
-        """The mask that changes nothing, float32, on the encoder's device."""
+        """The mask that changes nothing, float32, on the encoder's device. ValueError if the layers' widths differ."""
         heads, neurons = encoder.require_uniform()
         return cls(
             torch.ones(encoder.num_layers, heads, device=encoder.device),
@@ -102,16 +105,16 @@ class Masks(PerLayer):
 
     @property
     def heads_kept(self) -> list[int]:
-        """Heads with a non-zero mask, per layer."""
+        """Heads with a non-zero mask, per layer: L numbers."""
         return self.heads.count_nonzero(1).tolist()
 
     @property
     def neurons_kept(self) -> list[int]:
-        """Neurons with a non-zero mask, per layer."""
+        """Neurons with a non-zero mask, per layer: L numbers."""
         return self.neurons.count_nonzero(1).tolist()
 
     def binary(self) -> Masks:
-        """Ones where a part is kept, zeros elsewhere."""
+        """Ones where a part is kept, zeros elsewhere; float32."""
         return Masks((self.heads != 0).float(), (self.neurons != 0).float())
 
 

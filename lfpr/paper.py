@@ -32,6 +32,8 @@ from lfpr.tables import (
     write_table,
 )
 
+__all__ = ["write_all"]
+
 Item = tuple[str, str, Figure | pd.DataFrame]  # file name without suffix, caption, what is drawn
 CLIP = "clip-mscoco"
 

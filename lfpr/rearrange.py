@@ -21,7 +21,8 @@ from .masks import Masks
 
 
 def rearrange(masks: Masks, grads: MaskGradients) -> Masks:
-    """0/1 masks that keep as many heads and neurons in each layer as `masks`, chosen by the greedy rule above.
+    """0/1 masks that keep as many heads and neurons in each layer as `masks`, so chosen that the gradients of what goes
+    cancel out: Kwon et al.'s (NeurIPS 2022) greedy mask rearrangement.
 
     `masks` are 0/1 (rearrange before rescaling), `grads` [B, L, H] and [B, L, N] of the same encoder. Equally important
     parts are pruned in order of index. Raises ValueError for other masks, other shapes, or gradients that are NaN or

@@ -40,9 +40,9 @@ _STOPS = "the published code stops here"
 class SubLayerFit:
     """What rescaling did to the heads or the neurons of one layer.
 
-    `before` and `after` are the squared error over all tokens, divided by the teacher's squared output, with the mask
-    as given and as returned (NaN where nothing is kept); `condition` that of G (infinite if singular); `ridge` the one
-    used. `declined` says why the sub-layer was left as it was, its `scales` [kept] all 1; None if it was rescaled.
+    `before` and `after` are the squared error over all tokens, as a share of the teacher's squared output, with the
+    mask as given and as returned (NaN where nothing is kept); `condition` that of G (infinite if singular); `ridge` the
+    one used. `declined` says why the sub-layer was left as it was, its `scales` [kept] all 1; None if it was rescaled.
     """
 
     layer: int
@@ -61,10 +61,12 @@ class Rescaled(Masks):
 
     report: tuple[SubLayerFit, ...] = ()
 
-    def to(self, *args, **kwargs) -> Rescaled:
+    def to(self, *args: Any, **kwargs: Any) -> Rescaled:
+        """Both tensors moved or cast as by `torch.Tensor.to`; the report stays as it is."""
         return Rescaled(self.heads.to(*args, **kwargs), self.neurons.to(*args, **kwargs), self.report)
 
     def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all, that `Masks.load` reads: without the report."""
         Masks(self.heads, self.neurons).save(path)
 
 
@@ -82,7 +84,8 @@ def rescale(
     published: bool = False,
     folder: str | Path | None = None,
 ) -> Rescaled:
-    """`masks` with the values of kept heads and neurons fitted to the teacher, and a report per sub-layer.
+    """`masks` [L, H] and [L, N] with the values of what is kept fitted to the teacher by least squares, and a report
+    per sub-layer (mask tuning of Kwon et al., NeurIPS 2022).
 
     `forward(batch)` runs the module; batches are iterated once, in evaluation mode. `teacher` are the masks of the
     model to reproduce, by default none. `ridge` >= 0 is relative to the mean diagonal of G; where a scale's absolute

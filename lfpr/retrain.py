@@ -33,11 +33,11 @@ Loss = Callable[[Any], Tensor | tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class ReSt:
-    """Settings of ReSt; the defaults are the published ones.
+    """Settings of ReSt; the defaults are the published ones (LFPR, Poh et al. 2024).
 
     last_layers: k, how many of the last encoder layers are trained wholly. lr, mask_lr: Adam's learning rates of the
     parameters and of the masks. clip: largest gradient norm. cosine: decay both rates to zero along a half cosine.
-    mixed_precision: "no", "bf16" or (on a GPU) "fp16".
+    mixed_precision: "no", "bf16" or (on a GPU) "fp16". Raises ValueError naming a setting that is out of range.
     """
 
     last_layers: int = 0
@@ -58,7 +58,8 @@ class ReSt:
 
 
 class TrainableMasks(nn.Module):
-    """A trainable value per head and neuron of each layer, ones at first; a layer may have none left."""
+    """A trainable value per head and neuron of each layer, ones at first: ``heads`` and ``neurons`` are lists of a
+    parameter [h] or [n] for each layer, which may have none left."""
 
     def __init__(self, encoder: PrunableEncoder) -> None:
         super().__init__()

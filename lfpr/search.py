@@ -39,7 +39,8 @@ def search(
     min_heads: int = 0,
     min_neurons: int = 0,
 ) -> Masks:
-    """The masks of largest total importance that cost at most `constraint` of the full cost.
+    """The masks of largest total importance that cost at most `constraint` of the full cost (mask search of Kwon et
+    al., NeurIPS 2022; the `sum` search of LFPR).
 
     Returns 0/1 masks [L, H] and [L, N]. Every layer keeps at least `min_heads` heads and `min_neurons` neurons, and a
     multiple of `multiple_of` neurons (a divisor of N; 8 or 64 suit most hardware): the best masks of that kind. Equal
@@ -80,7 +81,8 @@ def search_proportional(importance: Importance, cost: LinearCost, constraint: fl
     """Masks that keep heads and neurons in the same proportion, the largest that the constraint allows.
 
     Heads are ranked among heads and neurons among neurons, so the two scores need no common scale: the allocation for
-    magnitude and random scores, which `search` would spend on neurons alone. Raises as `search`.
+    magnitude and random scores, which `search` would spend on neurons alone. Returns 0/1 masks [L, H] and [L, N].
+    Raises as `search`, and ValueError for a cost that does not count heads and neurons.
     """
     check_constraint(constraint)
     if not isinstance(cost, LinearCost):
@@ -103,7 +105,8 @@ def search_threshold(importance: Importance, percentile: float) -> Masks:
     """Masks that keep every head and neuron whose importance exceeds the given percentile of all of them together.
 
     `percentile` in [0, 100) is the percentage removed (LFPR's `threshold` search); what it costs is up to the scores.
-    Raises ValueError for another percentile or scores that are NaN or infinite.
+    Returns 0/1 masks [L, H] and [L, N], on which a score equal to the threshold is removed. Raises ValueError for
+    another percentile or scores that are NaN or infinite.
     """
     if not 0 <= percentile < 100:
         raise ValueError(f"percentile = {percentile}: must be in [0, 100)")

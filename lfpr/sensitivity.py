@@ -27,12 +27,14 @@ def all_but_one(
     per_sample: bool = False,
     progress: str | None = None,
 ) -> Iterator[tuple[int, Masks] | tuple[int, Masks, int]]:
-    """Yield `(step, masks)` after each step, `step` being the number of layers that have at most one head left.
+    """Sensitivity pruning: yield `(step, masks)` after each step, `step` being the number of layers that have at most
+    one head left (the CLIP fork of Kwon et al.'s code; after Michel, Levy and Neubig, NeurIPS 2019).
 
     With a `cost`, such as `MacCost`, yields `(step, masks, cost of the masks)`. To resume, give the `masks` of the last
     step done: steps follow from them. `batches`, `objective` (see `collect_gradients`) and `per_sample` are used anew
     in each step, so `batches` must be iterable again: ValueError for an iterator. There are as many steps as layers
-    with more than one head; equal scores are taken in the order of layer and head.
+    with more than one head; equal scores are taken in the order of layer and head. ValueError too for masks [L, H] of
+    another shape.
     """
     if iter(batches) is batches:
         raise ValueError("batches: an iterator can be read once, each step needs all batches: give a list or a loader")

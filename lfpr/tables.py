@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pandas as pd
 
 from lfpr.files import write_whole
+
+__all__ = ["accuracy_table", "read", "update_readme", "write_table"]
 
 TABLES = {
     "results": (
@@ -96,27 +100,19 @@ def mean_cell(point) -> str:
 
 
 def write_table(frame: pd.DataFrame, folder: str | Path, name: str, title: str) -> list[Path]:
-    """Write ``name.csv``, ``name.tex`` and ``name.md`` (GitHub Markdown), each atomically.
+    """Write ``name.csv``, ``name.tex`` and ``name.md`` (GitHub Markdown), each atomically; returns the three paths.
 
-    LaTeX needs the packages booktabs and graphicx. A table too wide for one column of a page spans both, and what is
-    still too wide is scaled.
+    ``title`` is the caption, the index of ``frame`` the first columns. LaTeX (pdflatex, UTF-8) needs the packages
+    booktabs and graphicx. A table too wide for one column of a page spans both, with its heads in several lines, and
+    what is still too wide is scaled.
     """
     frame = frame.reset_index()
     rows = [[str(cell) for cell in row] for row in [frame.columns, *frame.to_numpy()]]
-    head, *body = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
-    points = sum(5 * max(map(len, column)) + 12 for column in zip(*rows, strict=True))  # at 10 pt, about
-    table = "table" if points < 245 else "table*"
-    tex = [
-        *(rf"\begin{{{table}}}", r"\centering", rf"\caption{{{_latex(title)}}}", rf"\label{{tab:{name}}}"),
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        *(rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
-        *(r"\end{tabular}}", rf"\end{{{table}}}"),
-    ]
     head, *body = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     markdown = [title, "", head, "|" + " --- |" * len(rows[0]), *body]
     return [
         write_file(Path(folder) / f"{name}.csv", frame.to_csv(index=False).encode()),
-        write_file(Path(folder) / f"{name}.tex", ("\n".join(tex) + "\n").encode()),
+        write_file(Path(folder) / f"{name}.tex", _latex_table(rows, name, title).encode()),
         write_file(Path(folder) / f"{name}.md", ("\n".join(markdown) + "\n").encode()),
     ]
 
@@ -207,6 +203,10 @@ def check_once(rows: pd.DataFrame, table: str, key: list[str]) -> None:
 
 
 def read(folder: Path, table: str) -> pd.DataFrame:
+    """The table ``folder/TABLE.csv``, one of ``TABLES`` or ``OPTIONAL``, its columns checked.
+
+    Raises FileNotFoundError if it is not there, ValueError if it is empty or lacks a column.
+    """
     path, columns = folder / f"{table}.csv", list((TABLES | OPTIONAL)[table])
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: expected a table with the columns {columns}")
@@ -246,13 +246,44 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def _latex_table(rows: list[list[str]], name: str, title: str) -> str:
+    """A floating table of ``rows``, the first of which is the head, below its caption; numbers are set flush right."""
+    columns = [(head, cells, max(map(len, cells))) for head, *cells in zip(*rows, strict=True)]
+    points = sum(5 * max(len(head), width) + 12 for head, _, width in columns)  # at 10 pt, about
+    table = "table" if points < 245 else "table*"
+    sides = ["r" if all(map(_NUMBER.fullmatch, cells)) else "l" for _, cells, _ in columns]
+    heads = []
+    for side, (head, _, width) in zip(sides, columns, strict=True):
+        breakable = head.replace(" %", "\u00a0%")
+        lines = textwrap.wrap(breakable, max(width, 9), break_long_words=False) if table == "table*" else [head]
+        stacked = r"\\".join(map(_latex, lines))
+        heads.append(rf"\shortstack[{side}]{{{stacked}}}" if len(lines) > 1 else stacked)
+    head, *body = [" & ".join(row) + r" \\" for row in [heads, *(map(_latex, row) for row in rows[1:])]]
+    tex = [
+        *(rf"\begin{{{table}}}", r"\centering", r"\setlength{\belowcaptionskip}{6pt}"),
+        *(rf"\caption{{{_latex(title)}}}", rf"\label{{tab:{name}}}"),
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        *(rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
+        *(r"\end{tabular}}", rf"\end{{{table}}}"),
+    ]
+    return "\n".join(tex) + "\n"
+
+
+_NUMBER = re.compile(r"(< )?[−+]?\d[\d.,–]*(e-\d+)?( %)?|–?")
+_GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "η": "eta", "θ": "theta"}
+_GREEK |= {"κ": "kappa", "λ": "lambda", "μ": "mu", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "varphi"}
+_GREEK |= {"χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Δ": "Delta", "Σ": "Sigma", "Φ": "Phi", "Ω": "Omega"}
+_SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u00a0": "~"}
+_SIGNS |= {"–": "--", "—": "---", "…": r"\ldots{}", "†": r"\dag{}", "‡": r"\ddag{}", "°": r"$^\circ$", "²": "$^2$"}
+_SIGNS |= {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$"}
+_SIGNS |= {"→": r"$\to$", "←": r"$\gets$", "↔": r"$\leftrightarrow$", "≈": r"$\approx$", "∞": r"$\infty$"}
+_SIGNS |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign in "<>|"}
+_SIGNS |= {letter: rf"$\{name}$" for letter, name in _GREEK.items()}
+
+
 def _latex(text: str) -> str:
-    """``text`` for LaTeX: special characters escaped, signs as mathematics."""
-    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    signs |= {"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "·": r"$\cdot$", "…": r"\ldots{}"}
-    signs |= {"≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\to$"} | {sign: f"${sign}$" for sign in "<>|"}
-    signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    return "".join(signs.get(sign, sign) for sign in text)
+    """``text`` for pdflatex: special characters escaped, Greek letters and other signs as mathematics."""
+    return "".join(_SIGNS.get(sign, sign) for sign in text)
 
 
 def write_file(path: Path, content: bytes) -> Path:

@@ -187,6 +187,15 @@ def test_written_tables(tmp_path):
     assert markdown.read_text().splitlines() == rows
 
 
+def test_wide_tables_in_latex_have_stacked_heads_and_numbers_flush_right(tmp_path):
+    columns = {"Peak memory (MB)": ["1,011", "–"], "Heads: top 40 % in common": ["< 0.1", "−2"], "ρ": ["1 ± 2", "a†"]}
+    index = pd.Index(["a row with a long name", "b"], name="Row")
+    lines = write_table(pd.DataFrame(columns, index=index), tmp_path, "t", "Title")[1].read_text().splitlines()
+    assert lines[0] == r"\begin{table*}" and r"\begin{tabular}{lrrl}" in lines
+    heads = r"\shortstack[r]{Peak\\memory\\(MB)} & \shortstack[r]{Heads:\\top 40~\%\\in common} & $\rho$ \\"
+    assert rf"Row & {heads}" in lines and r"b & -- & $-$2 & a\dag{} \\" in lines
+
+
 def test_readme_is_updated_between_its_markers(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- table -->\nold\n<!-- /table -->\nafter\n")

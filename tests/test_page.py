@@ -15,7 +15,7 @@ from lfpr.page import write_page
 from lfpr.tables import write_table
 
 PAPER = Path(__file__).parents[1] / "paper_figures"
-SIGNS = "± − – × · … ≤ ≥ → < > | & % $ # _ { } ~ ^ \\ é"
+SIGNS = "± − – — × · … ≤ ≥ ≈ → ← ↔ ∞ † †† ‡ ° ² ρ Δ < > | & % $ # _ { } ~ ^ \\ é “q”"
 
 
 class Page(HTMLParser):
@@ -107,23 +107,31 @@ def test_the_papers_own_folder_makes_a_page(tmp_path):
     assert {file.stem for file in PAPER.glob("*.png")} | {file.stem for file in PAPER.glob("*.md")} <= set(page.ids)
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex (Debian: texlive-latex-recommended)")
-def test_tables_compile_in_latex_and_fit_the_page(tmp_path):
-    frame = pd.DataFrame({"narrow": ["1"], SIGNS: [SIGNS]}, index=pd.Index(["a"], name="Method"))
-    write_table(frame, tmp_path, "signs", SIGNS)
-    wide = pd.DataFrame({f"column number {i}": ["91.0 ± 0.2"] for i in range(20)})
-    write_table(wide, tmp_path, "wide", "Wider than a page")
-    for file in PAPER.glob("*.md"):
-        title = file.read_text().split("\n", 1)[0]
+def test_the_committed_latex_is_what_is_written_now(tmp_path):
+    for file in PAPER.glob("*.tex"):
+        title = file.with_suffix(".md").read_text().split("\n", 1)[0]
         frame = pd.read_csv(file.with_suffix(".csv"), dtype=str, keep_default_na=False)
-        write_table(frame.set_index(frame.columns[0]), tmp_path, file.stem, title)
-    tables = sorted(tmp_path.glob("*.tex"))
-    assert len(tables) >= 4
-    lines = [r"\documentclass[twocolumn]{article}", r"\usepackage{booktabs,graphicx}", r"\begin{document}"]
-    lines += [rf"\input{{{file.name}}}" for file in tables] + [r"\end{document}"]
-    (tmp_path / "paper.tex").write_text("\n".join(lines))
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
-    assert run.returncode == 0, run.stdout[-2000:]
-    assert "Overfull" not in run.stdout and "Undefined" not in run.stdout
-    assert (tmp_path / "paper.pdf").stat().st_size > 10_000
+        for path in write_table(frame.set_index(frame.columns[0]), tmp_path, file.stem, title):
+            assert path.read_bytes() == (PAPER / path.name).read_bytes()
+
+
+@pytest.mark.skipif(
+    not shutil.which("pdflatex"), reason="needs pdflatex (Debian: apt install texlive-latex-recommended)"
+)
+def test_tables_compile_in_latex_and_fit_the_page(tmp_path):
+    index = pd.Index(["a †", "Text→image"], name="ρ of A_b")
+    write_table(pd.DataFrame({"narrow": ["1", "2††"], SIGNS: [SIGNS, "–"]}, index=index), tmp_path, "signs", SIGNS)
+    wide = pd.DataFrame({f"column number {i} in 40 %": ["91.0 ± 0.2"] for i in range(20)})
+    write_table(wide, tmp_path, "wide", "Wider than a page")
+    tables = [*sorted(PAPER.glob("*.tex")), tmp_path / "signs.tex", tmp_path / "wide.tex"]
+    assert len(tables) > 10
+    for options in ("", "[twocolumn]"):
+        lines = [rf"\documentclass{options}{{article}}", r"\usepackage{booktabs,graphicx}", r"\begin{document}"]
+        lines += [rf"\input{{\detokenize{{{file}}}}}" for file in tables] + [r"\end{document}"]
+        (tmp_path / "paper.tex").write_text("\n".join(lines))
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper.tex"]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+        assert run.returncode == 0, run.stdout[-2000:]
+        log = (tmp_path / "paper.log").read_text(errors="replace")
+        assert not re.search("Overfull|Undefined|Missing character|multiply defined", log)
+        assert (tmp_path / "paper.pdf").stat().st_size > 10_000

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ class COCOCaptions:
         return len(self.pairs)
 
     def file(self, pair: Pair) -> Path:
-        """Where the pair's image is."""
+        """Where the pair's image is to be; nothing is read."""
         return image_file(self.root, self.split, pair.file_name)
 
     def image(self, index: int) -> Image.Image:
@@ -208,26 +208,27 @@ class Batches:
                 yield batch
 
 
-def batches(data: COCOCaptions, batch_size: int, processor: Processor, **options) -> Batches:
+def batches(data: COCOCaptions, batch_size: int, processor: Processor, **options: Any) -> Batches:
     """Batches of pairs: ``pixel_values`` [B, 3, H, W], ``input_ids`` and ``attention_mask`` [B, T], ``image_id``,
     ``caption`` and ``caption_id`` [B].
 
     T is the longest caption's length in the batch. ``options``: ``workers`` (processes that decode), ``shuffle_seed``,
-    ``drop_last`` (an incomplete batch), and ``on_error``: "stop" raises DataError at the first image that is missing
-    or broken, "skip" goes on, leaves its pairs out and lists it in ``.bad``.
+    ``drop_last`` (an incomplete batch), and ``on_error``: "stop" raises DataError at the first image that is missing or
+    broken, "skip" goes on, leaves its pairs out and lists it in ``.bad``. Raises ValueError for other options.
     """
     return Batches(_Reader(data, data.pairs, processor, "pairs"), batch_size, **options)
 
 
-def images(data: COCOCaptions, batch_size: int, processor: Processor, **options) -> Batches:
+def images(data: COCOCaptions, batch_size: int, processor: Processor, **options: Any) -> Batches:
     """Batches of ``pixel_values`` [B, 3, H, W] and ``image_id`` [B], each image once; ``options`` as in ``batches``."""
     first = {pair.image_id: pair for pair in reversed(data.pairs)}
     pairs = [first[image_id] for image_id in data.image_ids]
     return Batches(_Reader(data, pairs, processor, "images"), batch_size, **options)
 
 
-def captions(data: COCOCaptions, batch_size: int, processor: Processor, **options) -> Batches:
-    """Batches of pairs as in ``batches`` without their images, which are not read."""
+def captions(data: COCOCaptions, batch_size: int, processor: Processor, **options: Any) -> Batches:
+    """Batches of pairs as in ``batches`` without their images, which are not read: ``input_ids`` and ``attention_mask``
+    [B, T], ``image_id``, ``caption`` and ``caption_id`` [B]."""
     return Batches(_Reader(data, data.pairs, processor, "captions"), batch_size, **options)
 
 
@@ -236,7 +237,8 @@ def check(root: str | Path, split: str = "val", limit: int | None = None, worker
 
     Returns ``images`` and ``captions`` (annotated), ``captions_per_image`` (fewest, most), ``strays`` (captions of
     images that are not listed), ``checked`` (images decoded), ``bad`` (how many are missing or broken), ``first_bad``
-    (why, None if there is none) and ``bad_images``: image id -> (file name, message).
+    (why, None if there is none) and ``bad_images``: image id -> (file name, message). Raises FileNotFoundError and
+    DataError for the annotations, as ``COCOCaptions``, and ValueError for a ``limit`` or ``workers`` below 1.
     """
     names, texts = read_annotations(root, split)
     counts = [len(texts.get(image_id, ())) for image_id in names]

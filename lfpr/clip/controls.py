@@ -12,7 +12,7 @@ from lfpr.masks import Importance
 
 
 def uniform(importance: Importance) -> Importance:
-    """Ranks within the layer, as a share of its heads or neurons: no layer is worth more than another.
+    """Ranks within the layer, as a share of its heads [L, H] or neurons [L, N]: no layer is worth more than another.
 
     For ``search_proportional``, which then keeps the same share of heads and neurons in every layer (to within one).
     """
@@ -20,7 +20,7 @@ def uniform(importance: Importance) -> Importance:
 
 
 def with_neurons_by(importance: Importance, other: Importance) -> Importance:
-    """The neuron scores of ``importance``, dealt out within each layer in the order of ``other``'s.
+    """``importance`` with its neuron scores [L, N] dealt out within each layer in the order of ``other``'s.
 
     The r-th best neuron of a layer by ``other`` gets the layer's r-th largest score, so that any search keeps the same
     heads and as many neurons in each layer as with ``importance``, but those that ``other`` prefers.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +26,14 @@ TRAINED = ("masks", "last", "all")
 
 
 def distil(
-    clip: nn.Module, batches: DataLoader, settings: ReSt, trained: str = "last", **options
+    clip: nn.Module, batches: DataLoader, settings: ReSt, trained: str = "last", **options: Any
 ) -> tuple[TrainableMasks, list[dict]]:
     """Retrain the vision tower of a shrunk CLIP in place by one pass over ``batches`` (see ``loader``).
 
     trained: "masks", the values of kept heads and neurons and all LayerNorms of the tower; "last", also the last
     ``settings.last_layers`` layers; "all", the whole tower. options: ``checkpoint``, ``checkpoint_every`` (to go on
-    after an interruption), ``score``, ``score_every``, ``progress`` as in ``lfpr.retrain``, whose result is returned.
+    after an interruption), ``score``, ``score_every``, ``progress`` as in ``lfpr.retrain``, whose result is returned
+    and whose errors are raised; ValueError for another ``trained``.
     """
     tower = clip.vision_model
     settings = replace(settings, last_layers=settings.last_layers if trained == "last" else 0)
@@ -56,7 +58,8 @@ def extra(tower: nn.Module, trained: str) -> list[nn.Parameter]:
 
 
 def distillation_loss(clip: nn.Module) -> Callable[[Batch], tuple[Tensor, Tensor]]:
-    """Of batches with the unpruned ``image_features`` [B, D]: the sum of 1 - cos over the images, and their number."""
+    """The loss of batches with ``pixel_values`` [B, 3, H, W] and the unpruned ``image_features`` [B, D]: the sum of 1 -
+    cos over the images, and their number, as ``lfpr.retrain`` takes them."""
 
     def loss(batch: Batch) -> tuple[Tensor, Tensor]:
         cosines = F.cosine_similarity(image_features(clip, batch), batch["image_features"], dim=-1)
@@ -83,8 +86,9 @@ def loader(
 ) -> DataLoader:
     """``steps`` batches of images and targets: pass after pass over ``rows``, each in a new order.
 
-    reader: ``lfpr.clip.coco.images(...).reader``; features [n, D]: of all its rows, though only those of ``rows``
-    count. The last batch of a pass is filled from the next pass, and one larger than a pass from several.
+    reader: ``lfpr.clip.images(...).reader``; features [n, D]: of all its rows, though only those of ``rows`` count. The
+    last batch of a pass is filled from the next pass, and one larger than a pass from several. The order follows from
+    ``seed`` alone. Reading raises DataError for an image that cannot be read any more.
     """
     rng, wanted = np.random.default_rng(seed), batch_size * steps
     passes = [rng.permutation(rows) for _ in range(-(-wanted // len(rows)))]

@@ -21,12 +21,13 @@ IMAGE, CAPTION = ("image_id",), ("image_id", "caption")  # what a row of feature
 
 
 def image_features(clip: nn.Module, batch: Batch) -> Tensor:
-    """Raw image features [B, D] of ``pixel_values`` [B, 3, H, W]: not normalised."""
+    """Raw image features [B, D] of ``pixel_values`` [B, 3, H, W] by a CLIPModel: projected, not normalised."""
     return clip.visual_projection(clip.vision_model(pixel_values=batch["pixel_values"]).pooler_output)
 
 
 def text_features(clip: nn.Module, batch: Batch) -> Tensor:
-    """Raw text features [B, D] of ``input_ids`` and ``attention_mask`` [B, T]: not normalised."""
+    """Raw text features [B, D] of ``input_ids`` and ``attention_mask`` [B, T] by a CLIPModel: projected, not
+    normalised."""
     text = clip.text_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     return clip.text_projection(text.pooler_output)
 
@@ -63,7 +64,10 @@ class Attached:
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
-    """CLIP's loss of image and text features [B, D] of the same order; ``logit_scale`` is the model's, a logarithm."""
+    """CLIP's loss (Radford et al., ICML 2021) of image and text features [B, D], row i of both belonging together.
+
+    The mean of the cross-entropies image→text and text→image; ``logit_scale`` is the model's, a logarithm.
+    """
     logits = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T * logit_scale.exp()
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

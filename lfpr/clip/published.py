@@ -26,7 +26,10 @@ RELEASED = {  # model, constraint, tokens of an image -> folder
 
 
 def published_masks() -> dict[tuple[str, float], Masks]:
-    """The released masks [12, 12] and [12, 3072], by model and constraint."""
+    """The masks [12, 12] and [12, 3072] that the fork of Kwon et al.'s code for CLIP released, by model and constraint.
+
+    Keys are ("ViT-B/16", 0.4), ("ViT-B/16", 0.75) and ("ViT-B/32", 0.5). Raises FileNotFoundError outside a checkout.
+    """
     return {
         (model, constraint): Masks.from_published(FOLDER / name) for (model, constraint, _), name in RELEASED.items()
     }

@@ -9,8 +9,6 @@ image features are all alike, thus finds nothing instead of everything. Similari
 so that 5,000 images by 25,000 captions take no more memory than some rows of that table.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -39,14 +37,18 @@ class Encoded(NamedTuple):
 
 
 def encode_images(clip: nn.Module, batches: Iterable[Batch], progress: str | None = None) -> Encoded:
-    """Image features of all batches, in order. Raises ValueError naming images whose features are not finite."""
+    """Raw image features [n, D] of all batches, in order, in evaluation mode; float32, on the CPU.
+
+    ``progress`` titles a progress bar. Raises ValueError without batches, or naming images whose features are not
+    finite.
+    """
     features, ids = _encode(clip, batches, image_features, ("image_id",), progress)
     check_finite("image features", features, ids["image_id"])
     return Encoded(features, ids["image_id"])
 
 
 def encode_texts(clip: nn.Module, batches: Iterable[Batch], progress: str | None = None) -> Encoded:
-    """Caption features of all batches, in order. Raises ValueError naming captions whose features are not finite."""
+    """Raw caption features [n, D] of all batches, as ``encode_images``; raises as it does, naming captions."""
     features, ids = _encode(clip, batches, text_features, ("image_id", "caption_id"), progress)
     check_finite("text features", features, ids["caption_id"])
     return Encoded(features, **ids)
@@ -78,7 +80,8 @@ def check_finite(name: str, features: Tensor, ids: Tensor | None = None) -> None
 
 
 def match(images: Encoded, texts: Encoded) -> Tensor:
-    """For each text, the row of its image. Raises ValueError if a text's image is not there."""
+    """For each text, the row of its image: int64 [T], the ``pairs`` of ``recall``. ValueError if an image is not
+    there."""
     row = {image_id: i for i, image_id in enumerate(images.image_id.tolist())}
     missing = [image_id for image_id in texts.image_id.tolist() if image_id not in row]
     if missing:
@@ -89,8 +92,8 @@ def match(images: Encoded, texts: Encoded) -> Tensor:
 def recall(
     image_features: Tensor, text_features: Tensor, k: tuple[int, ...] = (1, 5, 10), pairs: Tensor | None = None
 ) -> dict[str, float]:
-    """``r1``, ``r5``, ``r10`` (text→image) and ``i2t_r1`` ... (image→text): the share of queries with a right answer
-    among the first K.
+    """Recall@K: ``r1``, ``r5``, ``r10`` (text→image) and ``i2t_r1`` ... (image→text), the share in [0, 1] of queries
+    with a right answer among the first K.
 
     image_features [I, D], text_features [T, D], finite, of any length. pairs [T]: the row of each text's image, by
     default the same row. An image's captions do not compete with each other. Images without captions are no queries,
@@ -148,12 +151,14 @@ def cascade(
     k: tuple[int, ...] = (1, 5, 10),
     pairs: Tensor | None = None,
 ) -> dict:
-    """Text→image Recall@K when the pruned model ranks all images and the full one re-ranks each query's top ``m``.
+    """Text→image Recall@K when the pruned model ranks all images and the full one re-ranks each query's top ``m``
+    (bi-encoder cascades, arXiv 2303.15595).
 
     pruned_features [I, D], text_features [T, D], pairs as in ``recall``. full: features [I, D], or a function that
     encodes images given by their rows [n] and is called once, with those that reach some top m. Returns ``r1`` ...,
     ``m``, ``reranked`` (f: share of images that were re-ranked for some query) and ``growth``: [queries, f] after the
-    first 1, 2, 4, 8, ... queries. Below the top m the pruned model's order stays.
+    first 1, 2, 4, 8, ... queries. Below the top m the pruned model's order stays. Raises ValueError for other shapes or
+    values, or an ``m`` above I.
     """
     images, texts, pairs = _checked(pruned_features, text_features, pairs)
     if not 1 <= m <= len(images):
@@ -198,9 +203,11 @@ def _strong(full: Tensor | Callable[[Tensor], Tensor], images: Tensor, rows: Ten
 
 
 def image_speedup(full_time: float, pruned_time: float, fraction: float) -> float:
-    """How much less time encoding all images takes: t(full) / (t(pruned) + f · t(full)), times of one image.
+    """How much less time a cascade takes to encode all images: t(full) / (t(pruned) + f · t(full)), times of one image
+    in the same unit (arXiv 2303.15595).
 
-    With f = m / I it is the speed-up of answering the first query over a collection of I new images.
+    With f = m / I it is the speed-up of answering the first query over a collection of I new images. Raises ValueError
+    for times that are not above 0, or a fraction outside [0, 1].
     """
     if not (full_time > 0 and pruned_time > 0 and 0 <= fraction <= 1):
         raise ValueError(f"times {full_time}, {pruned_time} must be above 0, fraction = {fraction} in [0, 1]")
@@ -209,8 +216,9 @@ def image_speedup(full_time: float, pruned_time: float, fraction: float) -> floa
 
 @torch.no_grad()
 def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 25) -> dict[str, dict]:
-    """For each CLIP model: ``parameters`` and ``macs`` of its vision layers, ``megabytes`` of all its weights in
-    float32, and ``ms_per_image`` of image encoding, the median of ``repeats`` runs that alternate between them."""
+    """For each CLIP model: ``parameters`` and ``macs`` of its vision layers, ``megabytes`` (10⁶ bytes) of all its
+    weights in float32, and ``ms_per_image`` of image encoding of ``batch``, the median of ``repeats`` runs that
+    alternate between the models."""
     seconds = take_turns({name: partial(image_features, model, batch) for name, model in models.items()}, repeats)
     table = {}
     for name, model in models.items():

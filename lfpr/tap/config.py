@@ -9,7 +9,10 @@ from transformers import BertConfig
 
 @dataclass(frozen=True)
 class TAPConfig:
-    """Sizes of a TAP model; the defaults are the published 4-layer TAP. ``text_layers=0, mmt_layers=12`` is TAP12."""
+    """Sizes of a TAP model; the defaults are the published 4-layer TAP. ``text_layers=0, mmt_layers=12`` is TAP12.
+
+    Raises ValueError naming a field that is too small, or a hidden size that is no multiple of the heads.
+    """
 
     text_layers: int = 3
     mmt_layers: int = 4
@@ -47,10 +50,12 @@ class TAPConfig:
         return self.fasttext_size + self.phoc_size + self.feature_size + self.order_size
 
     def to_dict(self) -> dict:
+        """The fields by name, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> TAPConfig:
+        """What ``to_dict`` gave. Raises ValueError naming unknown fields."""
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"TAPConfig has no field {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")

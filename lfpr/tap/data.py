@@ -125,7 +125,7 @@ class TAPDataset(Dataset):
         return self._batch([int(i) for i in index])
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose another sampled spelling per question and another order of ``batches``."""
+        """Choose another sampled spelling per question (with a ``seed``) and another order of shuffled ``batches``."""
         self.epoch = epoch
         self._draws = None if self.seed is None else np.random.default_rng([self.seed, epoch]).random(len(self))
 
@@ -140,6 +140,7 @@ class TAPDataset(Dataset):
 
     @property
     def words(self) -> WordTables:
+        """Word vectors and PHOC of OCR tokens. Raises as ``FastText``, and ValueError for vectors of another length."""
         if self._words is None:
             embed = self._embed or fasttext(self.root / FASTTEXT)
             if embed.dim != self.sizes.fasttext_size:
@@ -150,7 +151,8 @@ class TAPDataset(Dataset):
         return self._words
 
     def sample(self, index: int) -> dict[str, Any]:
-        """A question as people read it: ids, question, answers, OCR tokens and boxes, objects and boxes, image file."""
+        """A question as people read it: ids, question, answers, image file and size in pixels, OCR tokens and objects
+        with their boxes [n, 4] relative to the image, and its label if ``labels`` were given."""
         record, image = self.records[index], self.image(self.records[index])
         shown = {key: record[key] for key in ("question_id", "question", "image_id", "answers")}
         shown |= {"image_size": (record["image_width"], record["image_height"]), "image": self._image_file(record)}
@@ -171,7 +173,7 @@ class TAPDataset(Dataset):
         return next((file for file in files if file.is_file()), None)
 
     def image(self, record: dict) -> Image:
-        """The objects and OCR tokens of a record's image (cached)."""
+        """The objects and OCR tokens of a record's image (cached). Raises FileNotFoundError and DataError."""
         key = record["feature_path"], record["image_width"], record["image_height"]
         if key not in self._images:
             if len(self._images) >= self._capacity:
@@ -259,7 +261,11 @@ class _Order(Sampler[int]):
 def batches(
     dataset: TAPDataset, batch_size: int, shuffle_seed: int | None = None, drop_last: bool = False, workers: int = 0
 ) -> DataLoader:
-    """A loader of ``TAPBatch``es, iterated again in the same order until ``dataset.set_epoch`` changes it."""
+    """A loader of ``TAPBatch``es of ``batch_size`` questions (the last one may have fewer), in ``workers`` processes.
+
+    Shuffled if there is a ``shuffle_seed``; iterated again in the same order until ``dataset.set_epoch`` changes it.
+    Raises ValueError for a batch size below 1 or a negative number of workers.
+    """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size, workers = {batch_size}, {workers}: must be at least 1 and 0")
     sampler = BatchSampler(_Order(dataset, shuffle_seed), batch_size, drop_last)
@@ -268,7 +274,7 @@ def batches(
 
 
 def check(
-    root: str | Path, dataset: str = "textvqa", split: str = "train", *, limit: int | None = None, **options
+    root: str | Path, dataset: str = "textvqa", split: str = "train", *, limit: int | None = None, **options: Any
 ) -> dict:
     """Read a split's files and report counts, shapes and what is wrong, instead of failing deep inside a run.
 

@@ -82,12 +82,12 @@ def write_evalai(path: str | Path, answers: Sequence[Answer], data: TAPDataset) 
 
 
 def first_scores(model: TAP, batch: Batch) -> Tensor:
-    """Scores [B, 2, V + num_ocr] of the first two decoding steps: what a shrunk model is verified with."""
+    """Scores [B, 2, V + num_ocr] of the first two decoding steps: what ``lfpr.verify_equivalent`` compares of TAPs."""
     return model.generate(batch, 2)[0]
 
 
 def compare(models: dict[str, TAP], batch: Batch, repeats: int = 7) -> dict[str, dict]:
-    """For each model: ``parameters`` and ``macs`` of its MMT, ``megabytes`` of its weights in float32, and
+    """For each model: ``parameters`` and ``macs`` of its MMT, ``megabytes`` (10⁶ bytes) of its weights in float32, and
     ``ms_per_question`` of greedy decoding all steps, the median of ``repeats`` runs that alternate between the models.
 
     MACs are for one question at the batch's mean number of input positions plus all decoding steps.

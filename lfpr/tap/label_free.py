@@ -22,12 +22,14 @@ PUBLISHED_DROPOUT, PUBLISHED_BATCH = 0.1, 8  # LFPR's, for scoring
 
 
 def peak_steps(model: TAP, batch: Batch) -> Tensor:
-    """t* [B]: the first step at which each sample's highest score over all steps and classes is reached."""
+    """t* [B], int64: the decoding step at which each sample's highest score over all steps and classes is first reached
+    (LFPR, Poh et al. 2024, time step selection)."""
     return model.generate(batch)[0].amax(-1).argmax(-1)
 
 
 def peak_step(model: TAP, batches: Iterable[Batch]) -> int:
-    """The time step of the label-free objective: int(median of t*) over all samples (LFPR, time step selection)."""
+    """The time step of the label-free objective: int(median of t*) over all samples (LFPR, Poh et al. 2024, time step
+    selection). Raises ValueError if there are no batches."""
     steps = [peak_steps(model, batch) for batch in batches]
     if not steps:
         raise ValueError("peak_step: batches is empty; at least one sample is needed")
@@ -35,7 +37,8 @@ def peak_step(model: TAP, batches: Iterable[Batch]) -> int:
 
 
 def label_free(model: TAP, step: int, dropout: float | None = None, seed: int = 0) -> Callable[[Batch], Tensor]:
-    """The label-free objective at decoding step ``step``: the sum over the batch of the largest score (LFPR).
+    """The label-free objective at decoding step ``step``: the sum over the batch of the largest score (LFPR, Poh et al.
+    2024). For ``lfpr.collect_gradients(..., per_sample=True)``.
 
     Decoded indices carry no gradient, so a single teacher-forced pass with gradient gives the published value. The
     encoder positions run only once: the steps before ``step`` are decoded from their keys and values, without gradient,
@@ -44,6 +47,8 @@ def label_free(model: TAP, step: int, dropout: float | None = None, seed: int = 
     With ``dropout``, as in LFPR's code: the model in training mode with this dropout, random numbers from ``seed``
     anew at each call. Step + 1 passes, each with other dropout in TextBERT and MMT, decode all positions again; the
     last one carries the gradient. Afterwards the model and the random numbers are as before.
+
+    Raises ValueError for a step that the model does not decode, or a dropout outside [0, 1).
     """
     if not 0 <= step < model.config.decoding_steps:
         raise ValueError(f"step = {step}: must be in 0 … {model.config.decoding_steps - 1}")
@@ -140,10 +145,11 @@ def _dropping(model: TAP, dropout: float, seed: int) -> Iterator[None]:
 def decoding_loss(
     scores: Tensor, targets: Tensor, mask: Tensor, reduction: str = "mean"
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """M4C's loss: binary cross-entropy of scores [B, T, C], summed over classes, averaged over the valid steps [B, T].
+    """M4C's loss (Hu et al., CVPR 2020): binary cross-entropy of scores and targets [B, T, C], summed over classes,
+    averaged over the steps where ``mask`` [B, T] is 1.
 
     ``reduction="sum"`` sums over the valid steps instead; ``"parts"`` gives this sum and the number of steps, to be
-    divided when those of several processes are added.
+    divided when those of several processes are added. Raises ValueError for another reduction.
     """
     if reduction not in ("mean", "sum", "parts"):
         raise ValueError(f"reduction = {reduction!r}: must be 'mean', 'sum' or 'parts'")
@@ -154,7 +160,8 @@ def decoding_loss(
 
 
 def labelled(model: TAP, reduction: str = "mean") -> Callable[[Batch], Tensor | tuple[Tensor, Tensor]]:
-    """The labelled loss of batches with ``previous``, ``targets``, ``loss_mask``: for Fisher scores (Kwon et al.).
+    """The labelled loss of batches with ``previous`` [B, T], ``targets`` [B, T, V + num_ocr] and ``loss_mask`` [B, T]
+    (``TAPDataset(..., targets=True)``): for Fisher scores (Kwon et al., NeurIPS 2022), and to train.
 
     Steps beyond the longest answer of a batch add nothing and are not computed. ``reduction`` as in ``decoding_loss``.
     """

@@ -24,9 +24,13 @@ FASTTEXT = ".vector_cache/wiki.en.bin"
 
 @dataclass(frozen=True)
 class InputSizes:
-    """Lengths and widths of the model's inputs; the defaults are the published ones."""
+    """Lengths and widths of the model's inputs; the defaults are the published ones.
 
-    question_tokens: int = 20  # word pieces
+    ``question_tokens``, ``ocr_tokens_text`` and ``obj_tokens_text`` count word pieces. Raises ValueError naming a field
+    that is not an integer of at least 1, or a ``phoc_size`` that is not PHOC's.
+    """
+
+    question_tokens: int = 20
     ocr_tokens_text: int = 100
     obj_tokens_text: int = 50
     num_objects: int = 100
@@ -46,6 +50,7 @@ class InputSizes:
 
     @property
     def text_lengths(self) -> tuple[int, int, int]:
+        """Word pieces of the question, of all OCR tokens and of all object names."""
         return self.question_tokens, self.ocr_tokens_text, self.obj_tokens_text
 
 

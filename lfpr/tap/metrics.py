@@ -114,18 +114,23 @@ def _score(metric, predictions, answers) -> float:
 
 
 def vqa_accuracy(predictions: str | Sequence[str], answers: Sequence) -> float:
-    """TextVQA accuracy in [0, 1] of one prediction against its 10 answers, or the mean over lists of both.
+    """TextVQA accuracy in [0, 1] of one prediction against its 10 answers, or the mean over lists of both (Singh et
+    al., CVPR 2019; normalised as by the EvalAI server).
 
-    Raises ValueError if a question does not have 10 answers.
+    Raises ValueError if a question does not have 10 answers, or if there are not as many predictions as questions.
     """
     return _score(_vqa_accuracy, predictions, answers)
 
 
 def stvqa_accuracy(predictions: str | Sequence[str], answers: Sequence) -> float:
-    """ST-VQA accuracy in [0, 1] (any answer matches after normalisation) of one prediction, or the mean over lists."""
+    """ST-VQA accuracy in [0, 1] (any answer matches after normalisation) of one prediction, or the mean over lists.
+
+    Raises ValueError for a question without answers, or if there are not as many predictions as questions.
+    """
     return _score(_stvqa_accuracy, predictions, answers)
 
 
 def anls(predictions: str | Sequence[str], answers: Sequence) -> float:
-    """Average normalised Levenshtein similarity in [0, 1] of one prediction, or the mean over lists of predictions."""
+    """Average normalised Levenshtein similarity in [0, 1] of one prediction, or the mean over lists of predictions
+    (Biten et al., ICCV 2019: below 0.5 counts as 0). Raises as ``stvqa_accuracy``."""
     return _score(_anls, predictions, answers)

@@ -64,9 +64,10 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config, layer_idx=i) for i in range(config.num_hidden_layers))
 
     def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """x [B, positions, D] after all layers; with ``cache``, x are further positions after those in it."""
         for layer in self.layer:
             x = layer(x, attention_mask=mask, past_key_values=cache)
-        return x  # [B, positions, D]
+        return x
 
 
 class TextBert(nn.Module):
@@ -120,6 +121,8 @@ class PreviousPredictions(nn.Module):
 
 
 class MMT(nn.Module):
+    """The multimodal transformer and the embedding of the answer so far; parts only, ``TAP`` runs them."""
+
     def __init__(self, config: TAPConfig) -> None:
         super().__init__()
         self.prev_pred_embeddings = PreviousPredictions(config)
@@ -152,7 +155,10 @@ class Encoded:
 
 
 class TAP(nn.Module):
-    """TAP on batches of ``lfpr.tap.data``: dicts of tensors, listed at ``encode``."""
+    """TAP (Yang et al., CVPR 2021) with M4C's decoder (Hu et al., CVPR 2020), on batches of ``lfpr.tap.batches``.
+
+    Batches are dicts of the tensors listed at ``encode``; scores are logits over V answers and ``num_ocr`` copies.
+    """
 
     prunable_path = "mmt.encoder"  # what lfpr.prunable(tap) prunes
 
@@ -179,6 +185,7 @@ class TAP(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.classifier["module"].weight.device
 
     def encode(self, batch: Batch) -> Encoded:
@@ -216,7 +223,7 @@ class TAP(nn.Module):
         return self.score(self.encode(batch), previous)
 
     def score(self, encoded: Encoded, previous: Tensor) -> Tensor:
-        """``forward`` on inputs that ``encode`` has made."""
+        """``forward``'s scores [B, T, V + num_ocr] on inputs that ``encode`` has made."""
         decoding = self.mmt.prev_pred_embeddings(self.classifier["module"].weight, encoded.ocr, previous)
         (samples, positions), steps = encoded.valid.shape, previous.shape[1]
         mask = torch.zeros(samples, 1, positions + steps, positions + steps, dtype=torch.bool, device=previous.device)
@@ -264,7 +271,8 @@ class TAP(nn.Module):
         """Load a published checkpoint (``.ckpt``/``.pth``: a state dict, or one under "model") or ``.safetensors``.
 
         Entries of other tasks' heads (TAP's pre-training) are left out. Raises ``CheckpointError`` if the file is
-        missing or unreadable, an entry of this model is missing, or a shape differs. Pickled code is never run.
+        missing or unreadable, an entry of this model is missing, or a shape differs. Pickled code is never run. Returns
+        self.
         """
         state = read_checkpoint(path)
         own = self.state_dict()

@@ -27,8 +27,8 @@ from lfpr.tap.model import TAP, TAPConfig
 def save_published(pruned: TAP, folder: str | Path, masks: Any = None) -> None:
     """Write `pruned_model.ckpt` and `cfg.txt` into `folder`, each whole or not at all.
 
-    masks: values [h] and [n] of the kept heads and neurons per layer (lists of tensors as in `TrainableMasks`) that
-    are *not* yet folded into `pruned`; ones by default. Raises ValueError if they do not fit.
+    masks: values [h] and [n] of the kept heads and neurons per layer (lists of tensors as in `TrainableMasks`) that are
+    *not* yet folded into `pruned`; ones by default. Raises ValueError if they do not fit, or are per sample.
     """
     encoder = prunable(pruned)
     heads, neurons = encoder.heads_per_layer, encoder.neurons_per_layer

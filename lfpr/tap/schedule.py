@@ -23,7 +23,8 @@ THRESHOLD = {
 
 
 def schedule(experiment: str, constraint: float | None = None, percentile: float | None = None) -> tuple[int, int]:
-    """(X, k): percent of the training questions with pseudo-labels, and the number of last layers trained wholly.
+    """(X, k) as published (LFPR, Poh et al. 2024): percent of the training questions with pseudo-labels, and the number
+    of last layers trained wholly.
 
     Give the kept fraction ``constraint`` or the ``percentile`` removed. Raises ``ValueError`` for an experiment without
     a published schedule, or if not exactly one of the two is given.

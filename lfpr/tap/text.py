@@ -36,7 +36,7 @@ def _in_regions(start: np.ndarray, end: np.ndarray, level: int) -> np.ndarray:
 
 @lru_cache(maxsize=1 << 16)
 def phoc(word: str) -> np.ndarray:
-    """Pyramidal histogram of characters of a word: uint8 [604] of 0 and 1 (read-only, cached).
+    """Pyramidal histogram of characters (Almazán et al., 2014) of a word: uint8 [604] of 0 and 1 (read-only, cached).
 
     36 letters and digits in each half, third, quarter and fifth of the word, then 50 frequent bigrams in each half.
     Other characters are dropped first.
@@ -67,12 +67,12 @@ def read_words(path: Path) -> list[str]:
 
 
 class WordPieces:
-    """BERT's uncased word pieces from a ``vocab.txt`` (or the folder that holds it).
+    """BERT's uncased word pieces from a ``vocab.txt`` (or the folder that holds it); calling it gives TAP's text input.
 
     Raises FileNotFoundError, and DataError if [PAD] is not piece 0 or [UNK], [CLS] or [SEP] is absent.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         path = Path(path)
         path = existing(path / "vocab.txt" if path.is_dir() else path, "BERT's word pieces, bert-base-uncased")
         pieces = {piece: i for i, piece in enumerate(read_words(path))}
@@ -113,11 +113,11 @@ class WordPieces:
 class AnswerVocab:
     """The fixed answer vocabulary, a word a line: ``words``, ``index``, and indices ``pad``, ``bos``, ``eos``, ``unk``.
 
-    ``source`` is a file or the words themselves. Raises FileNotFoundError, and DataError if <pad> is not word 0 or
-    <s>, </s> or <unk> is absent.
+    ``source`` is a file or the words themselves. Raises FileNotFoundError, and DataError if ``<pad>`` is not word 0 or
+    ``<s>``, ``</s>`` or ``<unk>`` is absent.
     """
 
-    def __init__(self, source: str | Path | Sequence[str]):
+    def __init__(self, source: str | Path | Sequence[str]) -> None:
         is_file = isinstance(source, str | Path)
         self.words = read_words(existing(source, "answer vocabulary")) if is_file else list(source)
         self.index = {word: i for i, word in enumerate(self.words)}
@@ -169,7 +169,7 @@ def spellings(answers: Sequence[str], ocr_tokens: Sequence[str], vocab: AnswerVo
 
 
 def label_spellings(sequence: Sequence[int], vocab: AnswerVocab, ocr_tokens: Sequence[str]) -> Spellings:
-    """A model's prediction as the only spelling: indices up to the first </s>. ValueError if one is out of range."""
+    """A model's prediction as the only spelling: indices up to the first ``</s>``. ValueError for a wrong one."""
     sequence = [int(i) for i in sequence]
     sequence = sequence[: sequence.index(vocab.eos)] if vocab.eos in sequence else sequence
     if any(not 0 <= i < len(vocab) + len(ocr_tokens) for i in sequence):
@@ -213,10 +213,10 @@ def answer_targets(
 ) -> dict[str, np.ndarray]:
     """Teacher-forcing targets of one question (M4C): one spelling is sampled, the first step is soft over all of them.
 
-    Returns ``targets`` float32 [steps, V + num_ocr], ``previous`` int64 [steps] (the input indices, <s> first) and
-    ``loss_mask`` float32 [steps] (1 up to and including </s>; all 0 if no answer can be written). ``rng`` samples the
-    spelling; without it, the choice that LFPR's code makes. ``ocr_tokens`` are normalised (``word_tokenize``) and at
-    most ``num_ocr``.
+    Returns ``targets`` float32 [steps, V + num_ocr], ``previous`` int64 [steps] (the input indices, ``<s>`` first) and
+    ``loss_mask`` float32 [steps] (1 up to and including ``</s>``; all 0 if no answer can be written). ``rng`` samples
+    the spelling; without it, the choice that LFPR's code makes. ``ocr_tokens`` are normalised (``word_tokenize``) and
+    at most ``num_ocr``.
     """
     if len(ocr_tokens) > num_ocr or steps < 1:
         raise ValueError(
@@ -246,9 +246,10 @@ class Answer(NamedTuple):
 
 
 def decode(predictions: Sequence[int], ocr_tokens: Sequence[str], vocab: AnswerVocab) -> Answer:
-    """The answer that indices [T] write up to the first </s>.
+    """The answer that indices [T] write up to the first ``</s>``: its ``text``, and ``words`` with their sources.
 
-    A copy of a padded OCR position reads <pad>, as published. Raises ValueError for a negative index.
+    Index i < V is word i of ``vocab``, V + j a copy of OCR token j; of a padded OCR position it reads ``<pad>``, as
+    published. Raises ValueError for a negative index.
     """
     words = []
     for index in map(int, predictions):
