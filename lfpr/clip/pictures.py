@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 QUERIES, FOUND = 3, 5
 
 
+def reading(report: Mapping) -> str:
+    """What a report of ``experiment.check`` says about the scores to expect."""
+    return f"one of {report['images']:,} images is looked for: by chance, Recall@1 is {1 / report['images']:.2%}"
+
+
 def examples(experiment) -> Figure:
     """The first eight validation images with their first captions."""
     data = experiment.data("val", captions="first")

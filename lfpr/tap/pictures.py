@@ -23,6 +23,12 @@ from lfpr.tap.text import Answer
 SHOWN = tuple(range(0, 40, 5))  # four questions share an image: each picture shows another image
 
 
+def reading(report: Mapping) -> str:
+    """What a report of ``experiment.check`` says about the scores to expect."""
+    share = report["writable"] / report["checked"]
+    return f"{share:.0%} of the checked questions have an answer that can be written: no such model scores higher"
+
+
 def examples(experiment) -> Figure:
     """Eight validation questions with their OCR boxes and the unpruned model's answers."""
     data = _first(experiment, max(SHOWN) + 1)
