@@ -31,7 +31,7 @@ setup: .venv/.done
 paper: setup
 	$(if $(DRY),$(PY) -m lfpr.plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS))
 	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --profile $(PROFILE) --cores $(JOBS) \
-		$(if $(DRY),--dry-run) --config grid=$(GRID) out='$(OUT)' $(if $(DATA),data='$(abspath $(DATA))')
+		$(if $(DRY),--dry-run) --config grid=$(GRID) out='$(OUT)' $(if $(DATA),data='$(DATA)')
 
 rehearsal: setup
 	$(PY) -m lfpr.mini.rehearsal --out runs/rehearsal

@@ -1,6 +1,7 @@
 """What a plan of the grid stands for, and its cells computed and collected on a little data."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ import yaml
 from lfpr import cells as runner
 from lfpr import results
 from lfpr.experiments import EXPERIMENTS, open_experiment
-from lfpr.grid import PLACE, Cell, cells, inputs, load_grid, share
+from lfpr.grid import PLACE, Cell, cells, inputs, load_grid, share, sources
 from lfpr.tables import TABLES
 
 SMALL = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch": 20, "rescale_samples": 40}
@@ -54,6 +55,19 @@ def test_jobs_share_the_cells():
 def test_bad_entries_are_named(entry, message):
     with pytest.raises(ValueError, match=message):
         cells({"cells": [entry]})
+
+
+def test_an_experiment_starts_from_its_checkpoint_and_its_texts(tmp_path):
+    plan = {"profile": "full", "data_root": "tap", "checkpoint": "tap.ckpt"}
+    assert sources("tap-textvqa", plan, tmp_path) == [str(tmp_path / "tap.ckpt")]  # even if it is not there
+    names = ("tap.ckpt", "tap/imdb/a/imdb_train.npy", "tap/m4c_vocabs/x.txt")
+    for name in (*names, "tap/feat_resx/1.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sources("tap-textvqa", plan, tmp_path) == sorted(str(tmp_path / name) for name in names)
+    shipped = {name: sources(name, {"profile": "mini"}, "") for name in EXPERIMENTS}
+    assert all(Path(file).is_file() for files in shipped.values() for file in files)
+    assert len(shipped["tap-textvqa"]) == 1 and any("model.safetensors" in file for file in shipped["clip-mscoco"])
 
 
 def test_bad_sources_are_named(tmp_path):

@@ -64,6 +64,7 @@ def project(tmp_path):
 
 
 def snakemake(folder, profile, *options):
+    options = ("--seconds-between-status-checks", "1", *options)
     command = [sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}", *options]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr + run.stdout
@@ -196,6 +197,8 @@ def test_the_plan_counts_what_the_grid_runs():
     lines = list(plan.render(list(steps.values()), cores=2))
     assert lines[-2] == "about 5 minutes on 2 cores, and the time of tap-textvqa, not measured yet"
     assert ["tap-textvqa", "retrained", "5", "6.0"] in [line.split() for line in lines]
+    own_files = {"tap-textvqa": PLAN["tap-textvqa"] | {"profile": "full"}}
+    assert all(step.seconds is None for step in plan.plan(own_files, measured))
 
 
 def test_seconds_are_of_known_steps():
