@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lfpr.experiments import TAPExperiment, open_experiment
 from lfpr.grid import Cell, cells, inputs, load_grid, parser, share
 from lfpr.runs import Stage, write_json
-from lfpr.studies import study
+from lfpr.studies import cascade_rows, study
 
 
 def run(experiment: TAPExperiment, cell: Cell) -> dict[str, Stage]:
@@ -49,6 +49,8 @@ def main() -> None:
     done = []
     for cell in tqdm(chosen, desc=f"{arguments.experiment}: retrain"):
         stages = run(experiment, cell)
+        if experiment.kind == "clip" and not cell.variant:
+            cascade_rows(experiment, cell, stages)
         done.append(cell.place | {"variant": cell.variant} | {name: s.result for name, s in stages.items()})
     if not arguments.job:
         study(experiment, plan.get("scoring", False))
