@@ -18,6 +18,12 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, truncated, or not of the model's names and shapes."""
 
 
+def shipped(experiment: str) -> Path:
+    """The baseline of an experiment that ships with the project: a file of weights (TAP), or a model folder (CLIP)."""
+    folder = SHIPPED / experiment
+    return folder if folder.is_dir() else folder.with_suffix(".safetensors")
+
+
 def existing(path: str | Path, what: str) -> Path:
     """The path if a file is there; FileNotFoundError that says what it should hold and where to get it otherwise."""
     path = Path(path)

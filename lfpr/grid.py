@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from lfpr.files import SHIPPED
+from lfpr.files import shipped
 
 STAGES = ("pruned", "retrained")
 PLACE = {"method": None, "heuristic": "sum", "constraint": None, "percentile": None, "seed": 0}
@@ -100,15 +100,10 @@ def sources(experiment: str, plan: dict, data: str | Path) -> list[str]:
     Features and images are not among them: there are too many to ask each for its date.
     """
     given = inputs(plan, data)
-    checkpoint = Path(given["checkpoint"]) if given else _shipped(experiment)
+    checkpoint = Path(given["checkpoint"]) if given else shipped(experiment)
     files = [checkpoint] if checkpoint.is_file() else [file for file in checkpoint.glob("*") if file.is_file()]
     files += [file for pattern in TEXTS for file in Path(given["data_root"]).glob(pattern)] if given else []
     return sorted(map(str, files)) or [str(checkpoint)]
-
-
-def _shipped(experiment: str) -> Path:
-    folder = SHIPPED / experiment
-    return folder if folder.is_dir() else folder.with_suffix(".safetensors")
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ Each function gives rows of one table of ``lfpr.tables.OPTIONAL``; stages that a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from lfpr.grid import Cell
@@ -51,10 +52,7 @@ def sensitivity_rows(experiment) -> list[dict]:
 
 def cascade_rows(experiment, cell: Cell, stages: dict[str, Stage]) -> list[dict]:
     """A row per stage of a cell (``lfpr.cells.run``)."""
-    about = {key: cell.place[key] for key in ("method", "constraint", "seed")}
-    return [
-        about | {"retrained": name == "retrained"} | experiment.cascade(stage).result for name, stage in stages.items()
-    ]
+    return [about | found for about, found in _cascades(experiment, cell, stages)]
 
 
 def growth_rows(experiment, cell: Cell, stages: dict[str, Stage]) -> list[dict]:
@@ -63,14 +61,18 @@ def growth_rows(experiment, cell: Cell, stages: dict[str, Stage]) -> list[dict]:
     from lfpr.clip import image_speedup
 
     rows = []
-    for name, stage in stages.items():
-        found = experiment.cascade(stage).result
-        about = {key: cell.place[key] for key in ("method", "constraint", "seed")}
-        about |= {"retrained": name == "retrained", "m": found["m"]}
+    for about, found in _cascades(experiment, cell, stages):
         for queries, share in found["growth"]:
             speedup = image_speedup(found["ms_full"], found["ms_pruned"], share)
-            rows.append(about | {"queries": queries, "reranked": share, "speedup": speedup})
+            rows.append(about | {"m": found["m"], "queries": queries, "reranked": share, "speedup": speedup})
     return rows
+
+
+def _cascades(experiment, cell: Cell, stages: dict[str, Stage]) -> Iterator[tuple[dict, dict]]:
+    """Of each stage of a cell: what names it, and the numbers of its cascade."""
+    about = {key: cell.place[key] for key in ("method", "constraint", "seed")}
+    for name, stage in stages.items():
+        yield about | {"retrained": name == "retrained"}, experiment.cascade(stage).result
 
 
 def scoring_rows(experiment) -> list[dict]:

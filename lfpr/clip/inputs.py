@@ -18,7 +18,7 @@ from lfpr.clip.retrieval import vision_cost
 from lfpr.clip.settings import CLIPSettings
 from lfpr.cost import MacCost
 from lfpr.encoder import PrunableEncoder, prunable
-from lfpr.files import SHIPPED, CheckpointError
+from lfpr.files import CheckpointError, shipped
 from lfpr.runs import Runs, file_hash, fingerprint
 from lfpr.saving import without_progress_bar
 
@@ -34,7 +34,7 @@ class CLIPInputs:
         self._given = name, profile, runs, data_root, checkpoint
         self.runs = Runs(runs, name, profile)
         self.data_root = Path(data_root) if data_root else Path(runs) / "data" / "mscoco-mini"
-        self.checkpoint = str(checkpoint or SHIPPED / name)
+        self.checkpoint = str(checkpoint or shipped(name))
         if not Path(self.checkpoint).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.checkpoint):
             raise CheckpointError(f"checkpoint = {self.checkpoint}: neither a folder nor a hub id (see data/README.md)")
         if profile == "full" and not self.data_root.is_dir():

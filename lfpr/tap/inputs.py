@@ -11,7 +11,7 @@ import numpy as np
 
 from lfpr.cost import ParameterCost
 from lfpr.encoder import PrunableEncoder, prunable
-from lfpr.files import SHIPPED, CheckpointError
+from lfpr.files import CheckpointError, shipped
 from lfpr.runs import Runs, file_hash
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPDataset, check
@@ -33,7 +33,7 @@ class TAPInputs:
         self.spec = spec
         self.runs = Runs(runs, name, profile)
         self.data_root = Path(data_root) if data_root else runs / "data" / f"{self.spec.dataset}-mini"
-        self.checkpoint = Path(checkpoint) if checkpoint else SHIPPED / f"{name}.safetensors"
+        self.checkpoint = Path(checkpoint or shipped(name))
         if not self.checkpoint.is_file():
             raise CheckpointError(f"checkpoint = {self.checkpoint}: no such file (see data/README.md)")
         if profile == "full" and not self.data_root.is_dir():

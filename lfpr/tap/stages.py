@@ -58,10 +58,10 @@ class TAPExperiment(TAPInputs, Staged):
 
     def _scores(self, method: str, seed: int) -> Stage:
         def build(folder: Path) -> dict:
-            step, gradients = self._collect(method, seed)
+            numbers, gradients = self._collect(method, seed)
             how = "absolute" if method == "absolute" else "squared"
             gradients.importance(how).save(folder / "importance.safetensors")
-            return {"step": step, "samples": len(self.sample("train", self.settings.num_samples, seed))}
+            return numbers
 
         return self._stage("importance", {"method": method, "seed": seed} | self._sampling, build)
 
@@ -71,15 +71,15 @@ class TAPExperiment(TAPInputs, Staged):
         choose("method", method, self.with_gradients)
 
         def build(folder: Path) -> dict:
-            step, gradients = self._collect(method, seed)
+            numbers, gradients = self._collect(method, seed)
             gradients.save(folder / "gradients.safetensors")
-            return {"step": step}
+            return numbers
 
         stage = self._stage("gradients", {"method": method, "seed": seed} | self._sampling, build)
         return MaskGradients.load(stage.folder / "gradients.safetensors")
 
-    def _collect(self, method: str, seed: int) -> tuple[int | None, MaskGradients]:
-        """The decoding step, of the label-free method, and the gradients of a sample of training questions."""
+    def _collect(self, method: str, seed: int) -> tuple[dict, MaskGradients]:
+        """The gradients of a sample of training questions; with their number, and the label-free method's ``step``."""
         chosen, sampling = self.settings, self._sampling
         indices = self.sample("train", chosen.num_samples, seed)
         # read anew in each pass: thousands of full-size questions do not fit in memory
@@ -88,7 +88,8 @@ class TAPExperiment(TAPInputs, Staged):
         if method == "label-free" and step is None:
             step = peak_step(self.model, tqdm(data, desc="peak step"))
         objective = self.objective(method, step)
-        return step, collect_gradients(self.encoder, data, objective, sampling["per_sample"], progress=method)
+        gradients = collect_gradients(self.encoder, data, objective, sampling["per_sample"], progress=method)
+        return {"step": step, "samples": len(indices)}, gradients
 
     @property
     def _sampling(self) -> dict:
