@@ -29,12 +29,12 @@ setup: .venv/.done
 	touch .venv/.done
 
 paper: setup
-	$(if $(DRY),$(PY) -m lfpr.plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS))
+	$(if $(DRY),$(PY) -m lfpr.experiments.plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS))
 	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --profile $(PROFILE) --cores $(JOBS) \
 		$(if $(DRY),--dry-run) --config grid=$(GRID) out='$(OUT)' $(if $(DATA),data='$(DATA)')
 
 rehearsal: setup
-	$(PY) -m lfpr.mini.rehearsal --out runs/rehearsal
+	$(PY) -m rehearsal.rehearse --out runs/rehearsal
 
 test: setup
 	$(PY) -m ruff check .
@@ -50,8 +50,8 @@ docs: setup
 	$(PY) -W ignore -m lfpr.reference
 
 baselines: setup
-	$(PY) -m lfpr.mini.baselines
-	$(PY) -m lfpr.mini.clip_baseline
+	$(PY) -m lfpr.experiments.tap_baselines
+	$(PY) -m lfpr.experiments.clip_baselines
 
 clean:
 	rm -rf runs docs/api .snakemake .pytest_cache .ruff_cache .hypothesis

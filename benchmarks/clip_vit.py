@@ -21,7 +21,7 @@ from lfpr.clip.objectives import contrastive_loss
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
 from lfpr.gradients import collect_gradients
-from lfpr.latency import take_turns
+from lfpr.latency.cost import take_turns
 from lfpr.rearrange import rearrange
 from lfpr.rescale import rescale
 from lfpr.search import search

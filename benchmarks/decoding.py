@@ -8,7 +8,7 @@ repeats), their ratio, and whether what they compute is equal.
 
 - "recomputed": as published. Every decoding step runs TextBERT and MMT over all positions; for scoring, all of these
   passes carry gradients.
-- "cached": ``TAP.generate``, ``lfpr.tap.label_free``.
+- "cached": `TAP.generate`, `lfpr.tap.label_free`.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def questions(config: TAPConfig, batch: int) -> Batch:
 
 
 def recompute(model: TAP, batch: Batch, steps: int) -> Tensor:
-    """Scores [B, 12, V + 100] after ``steps`` passes over all encoder and all 12 decoding positions."""
+    """Scores [B, 12, V + 100] after `steps` passes over all encoder and all 12 decoding positions."""
     encoded = model.encode(batch)
     kept = torch.arange(batch["text"].shape[1])
     inputs = encoded.x[:, len(kept) :]

@@ -5,7 +5,7 @@
     masks = lfpr.search(gradients.importance(), lfpr.ParameterCost(encoder), constraint=0.4)
     small = lfpr.shrink(model, masks)
 
-``lfpr.tap`` (the TAP model, its data and metrics), ``lfpr.experiments`` and ``lfpr.figures`` are imported when first
+`lfpr.tap` (the TAP model, its data and metrics), `lfpr.experiments` and `lfpr.paper.figures` are imported when first
 used, since they bring in heavier packages.
 """
 
@@ -16,13 +16,13 @@ from lfpr.encoder import FAMILIES, Family, PrunableEncoder, UnsupportedArchitect
 from lfpr.export import export_onnx
 from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.importance import activation_importance, magnitude, random_importance
-from lfpr.latency import LatencyCost
-from lfpr.latency_search import search_latency
+from lfpr.latency.cost import LatencyCost
+from lfpr.latency.search import search_latency
 from lfpr.masks import Importance, Masks
 from lfpr.rearrange import rearrange
 from lfpr.rescale import Rescaled, SubLayerFit, rescale
 from lfpr.retrain import ReSt, TrainableMasks, retrain
-from lfpr.saving import load_pruned, save_pruned
+from lfpr.save import load_pruned, save_pruned
 from lfpr.search import BudgetError, search, search_proportional, search_threshold
 from lfpr.sensitivity import all_but_one
 from lfpr.shrink import NotEquivalent, fold, shrink, verify_equivalent

@@ -11,8 +11,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from .encoder import PrunableEncoder
-from .masks import Masks
+from lfpr.encoder import PrunableEncoder
+from lfpr.masks import Masks
 
 
 @dataclass(frozen=True)

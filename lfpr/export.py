@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .encoder import LayerParts, encoders, prunable
-from .files import write_whole
-from .shrink import NotEquivalent
+from lfpr.encoder import LayerParts, encoders, prunable
+from lfpr.files import write_whole
+from lfpr.shrink import NotEquivalent
 
 
 def export_onnx(

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .encoder import PrunableEncoder
-from .masks import Importance, Masks, PerLayer
+from lfpr.encoder import PrunableEncoder
+from lfpr.masks import Importance, Masks, PerLayer
 
 
 class MaskGradients(PerLayer):

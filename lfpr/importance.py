@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .encoder import LayerParts, PrunableEncoder
-from .masks import Importance
-from .replay import attention_weights
-from .shrink import _evaluating
+from lfpr.encoder import LayerParts, PrunableEncoder
+from lfpr.layerwise import attention_weights
+from lfpr.masks import Importance
+from lfpr.shrink import _evaluating
 
 
 def magnitude(encoder: PrunableEncoder, norm: int = 2) -> Importance:
-    """Sum of the squared (``norm`` 2) or absolute (``norm`` 1) weights that go with a head (its rows of query, key,
+    """Sum of the squared (`norm` 2) or absolute (`norm` 1) weights that go with a head (its rows of query, key,
     value, its columns of the output projection) or with a neuron (its rows into the FFN, its column out of it).
 
     [L, H] and [L, N], float64. Raises ValueError for another norm, or if the layers differ in width.

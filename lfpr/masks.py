@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import write_whole
+from lfpr.files import write_whole
 
 if TYPE_CHECKING:
-    from .encoder import PrunableEncoder
+    from lfpr.encoder import PrunableEncoder
 
 
 @dataclass(frozen=True, eq=False)

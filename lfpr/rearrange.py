@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .gradients import MaskGradients
-from .masks import Masks
+from lfpr.gradients import MaskGradients
+from lfpr.masks import Masks
 
 
 def rearrange(masks: Masks, grads: MaskGradients) -> Masks:

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .encoder import PrunableEncoder, mask_rows
-from .masks import Masks
-from .replay import Call, Replay
-from .shrink import _evaluating
+from lfpr.encoder import PrunableEncoder, mask_rows
+from lfpr.layerwise import Call, Replay
+from lfpr.masks import Masks
+from lfpr.shrink import _evaluating
 
 PUBLISHED_LIMIT = 10.0
 _STOPS = "the published code stops here"

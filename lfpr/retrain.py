@@ -4,8 +4,8 @@ Trainable are a mask value per kept head and neuron, the modules that score the 
 else stays frozen. Adam, its own learning rate for masks, clipped gradients, one pass. In the end the mask values are
 folded into the output projections, so that the retrained model costs nothing extra.
 
-Training runs on what ``accelerate`` finds (``lfpr.processes``), and goes on from its last checkpoint as if it had never
-been interrupted (``lfpr.resume``).
+Training runs on what `accelerate` finds (`lfpr.training.processes`), and goes on from its last checkpoint as if it had
+never been interrupted (`lfpr.training.resume`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from lfpr.encoder import PrunableEncoder
 from lfpr.masks import Masks
-from lfpr.processes import PRECISIONS, accelerator, add_gradients, each, gather, plan, same_start, shares
-from lfpr.resume import load_checkpoint, random_state, restore_random, save_checkpoint
 from lfpr.shrink import _evaluating, fold
+from lfpr.training.processes import PRECISIONS, accelerator, add_gradients, each, gather, plan, same_start, shares
+from lfpr.training.resume import load_checkpoint, random_state, restore_random, save_checkpoint
 
 Loss = Callable[[Any], Tensor | tuple[Tensor, Tensor]]
 
@@ -58,7 +58,7 @@ class ReSt:
 
 
 class TrainableMasks(nn.Module):
-    """A trainable value per head and neuron of each layer, ones at first: ``heads`` and ``neurons`` are lists of a
+    """A trainable value per head and neuron of each layer, ones at first: `heads` and `neurons` are lists of a
     parameter [h] or [n] for each layer, which may have none left."""
 
     def __init__(self, encoder: PrunableEncoder) -> None:
@@ -67,7 +67,7 @@ class TrainableMasks(nn.Module):
         self.neurons = nn.ParameterList(nn.Parameter(torch.ones(n)) for n in encoder.neurons_per_layer)
 
     def spread(self, masks: Masks) -> Masks:
-        """The values at the places of the kept heads and neurons of ``masks`` [L, H] and [L, N], zeros elsewhere."""
+        """The values at the places of the kept heads and neurons of `masks` [L, H] and [L, N], zeros elsewhere."""
         heads, neurons = masks.heads.clone(), masks.neurons.clone()
         for whole, parts in ((heads, self.heads), (neurons, self.neurons)):
             for row, part in zip(whole, parts, strict=True):
@@ -90,26 +90,26 @@ def retrain(
     score: Callable[[], float] | None = None,
     score_every: int = 0,
 ) -> tuple[TrainableMasks, list[dict]]:
-    """Retrain ``model`` in place by one pass over ``batches``; returns the final mask values and the log.
+    """Retrain `model` in place by one pass over `batches`; returns the final mask values and the log.
 
-    model: contains the pruned ``encoder``. heads: modules trained wholly beside masks and last layers (TAP: classifier
+    model: contains the pruned `encoder`. heads: modules trained wholly beside masks and last layers (TAP: classifier
     and OCR pointer network). parameters: others to train, for example of LayerNorms. The masks are folded into
-    ``model`` in the end, and its device and its parameters' ``requires_grad`` are as before.
+    `model` in the end, and its device and its parameters' `requires_grad` are as before.
 
     loss(batch): a scalar, or a pair of the sum over the batch and the count it is to be divided by. Several processes
-    (``lfpr.processes``) need the pair: sums and counts are added over all shares of a batch, so the gradient is
+    (`lfpr.training.processes`) need the pair: sums and counts are added over all shares of a batch, so the gradient is
     exactly that of the whole batch (the random numbers of dropout aside).
 
-    checkpoint: a folder. Every ``checkpoint_every`` iterations and at the end, the main process writes there all that
-    training needs to go on. Called again with the same arguments and the model as it was at first, ``retrain`` goes on
+    checkpoint: a folder. Every `checkpoint_every` iterations and at the end, the main process writes there all that
+    training needs to go on. Called again with the same arguments and the model as it was at first, `retrain` goes on
     from there, with the result of an uninterrupted training bit for bit. Remove the folder when the result is kept.
 
-    score(): a number to log after every ``score_every`` iterations and the last one, with ``model`` masked, in
+    score(): a number to log after every `score_every` iterations and the last one, with `model` masked, in
     evaluation mode and on its first device; its time does not count.
 
     The log has loss, gradient norm and seconds since the start (interruptions left out) of each iteration, and scores.
-    Raises ``ValueError`` if ``settings.last_layers`` exceeds the encoder's layers, for a loss without count in several
-    processes, or if the checkpoint is of another training; ``FloatingPointError`` at a loss of NaN.
+    Raises `ValueError` if `settings.last_layers` exceeds the encoder's layers, for a loss without count in several
+    processes, or if the checkpoint is of another training; `FloatingPointError` at a loss of NaN.
     """
     if settings.last_layers > encoder.num_layers:
         raise ValueError(f"last_layers = {settings.last_layers}: the encoder has only {encoder.num_layers} layers")
@@ -176,7 +176,7 @@ class _Training:
         self.about = {"settings": asdict(settings), "shapes": shapes} | sizes  # what a checkpoint must agree in
 
     def start(self, batches: Iterable[Any], order: list | None, checkpoint: str | Path | None) -> Iterator:
-        """The batches to train on (``shares``): all, or those after the checkpoint, which is loaded."""
+        """The batches to train on (`shares`): all, or those after the checkpoint, which is loaded."""
         found = load_checkpoint(checkpoint, self.about) if checkpoint else None
         if self.place.process_index:
             torch.manual_seed(torch.initial_seed() + self.place.process_index)  # dropout of its own
@@ -186,7 +186,7 @@ class _Training:
         return stream
 
     def step(self, batch: Any, loss: Loss, counts: bool) -> dict:
-        """Train on one batch, or this process's share of it; ``counts`` is False for a share that is empty."""
+        """Train on one batch, or this process's share of it; `counts` is False for a share that is empty."""
         place, several, iteration = self.place, self.place.num_processes > 1, len(self.log) + 1
         if place.device.type != "cpu":
             batch = each(batch, lambda t: t.to(place.device))
@@ -245,7 +245,7 @@ class _Training:
 
 
 def _scored(score: Callable[[], float], model: nn.Module, home: torch.device, device: torch.device) -> float:
-    """``score()`` on the device the caller had ``model`` on, without effect on the random numbers of training."""
+    """`score()` on the device the caller had `model` on, without effect on the random numbers of training."""
     state = random_state(device)
     model.to(home)
     with _evaluating(model), torch.no_grad():

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cost import LinearCost
-from .latency import LatencyCost
-from .masks import Importance, Masks
+from lfpr.cost import LinearCost
+from lfpr.latency.cost import LatencyCost
+from lfpr.masks import Importance, Masks
 
 
 class BudgetError(ValueError):
@@ -54,7 +54,7 @@ def search(
     constraint is exceeded where the heads alone cost more than it allows.
     """
     if isinstance(cost, LatencyCost):
-        from .latency_search import search_latency  # which needs this module
+        from lfpr.latency.search import search_latency  # which needs this module
 
         return search_latency(importance, cost, constraint, published, multiple_of, min_heads, min_neurons)
     check_constraint(constraint)

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .cost import LinearCost
-from .encoder import PrunableEncoder
-from .gradients import collect_gradients
-from .masks import Masks
+from lfpr.cost import LinearCost
+from lfpr.encoder import PrunableEncoder
+from lfpr.gradients import collect_gradients
+from lfpr.masks import Masks
 
 
 def all_but_one(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .encoder import LayerParts, PrunableEncoder, UnsupportedArchitecture, encoders, mask_rows, prunable
+from lfpr.encoder import LayerParts, PrunableEncoder, UnsupportedArchitecture, encoders, mask_rows, prunable
 
 
 class NotEquivalent(ValueError):

@@ -1,9 +1,9 @@
-"""Small made-up tables in the form of ``paper_figures/*.csv``."""
+"""Small made-up tables in the form of `paper_figures/*.csv`."""
 
 import numpy as np
 import pandas as pd
 
-from lfpr.tables import TABLES
+from lfpr.paper.tables import TABLES
 
 NAME = "tap-textvqa"
 SCORES = {  # method, retrained: constraint: a score per seed
@@ -26,7 +26,7 @@ def by_threshold(method, percentile, retrained, score, fraction):
 
 
 def add(results, *rows):
-    """``results`` with these rows of ``result`` below."""
+    """`results` with these rows of `result` below."""
     return pd.DataFrame([*results.to_dict("records"), *rows]).reindex(columns=TABLES["results"])
 
 
@@ -39,7 +39,7 @@ def small_results():
 
 
 def small_tables():
-    """results (see ``SCORES``), layers, importance and mask values of two layers of 4 heads and 6 neurons."""
+    """results (see `SCORES`), layers, importance and mask values of two layers of 4 heads and 6 neurons."""
     layers, values, importance = [], [], []
     common = dict(experiment=NAME, method="label-free")
     for layer in range(2):

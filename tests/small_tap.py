@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 import lfpr
 from lfpr.experiments import open_experiment
-from lfpr.runs import Stage
+from lfpr.experiments.runs import Stage
 from lfpr.tap.label_free import labelled
 from lfpr.tap.model import TAP, TAPConfig
 
@@ -36,7 +36,7 @@ def tap(dropout: float = 0.0) -> TAP:
 
 
 class Questions(Dataset):
-    """Questions by rule; answers are of 1 to 4 steps. ``read`` lists the batches asked for."""
+    """Questions by rule; answers are of 1 to 4 steps. `read` lists the batches asked for."""
 
     def __init__(self, count: int) -> None:
         self.count, self.read = count, []
@@ -76,7 +76,7 @@ def loader(count: int = 16, batch_size: int = 5) -> DataLoader:
 
 
 def retrain(model: TAP, loss=None, batches=None, settings: lfpr.ReSt = SETTINGS, **options):
-    """ReSt of ``model``; (model, masks, log)."""
+    """ReSt of `model`; (model, masks, log)."""
     torch.manual_seed(1)
     heads = [model.classifier, model.ocr_ptr_net]
     loss, batches = loss or labelled(model, "parts"), loader() if batches is None else batches

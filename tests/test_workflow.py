@@ -14,8 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from lfpr import grid, plan
-from lfpr.experiments import EXPERIMENTS, open_experiment
+from lfpr.experiments import EXPERIMENTS, grid, open_experiment, plan
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ROOT / "workflow" / "profiles"
@@ -218,8 +217,8 @@ import sys, types
 package = types.ModuleType("lfpr")  # without what lfpr itself imports
 package.__path__ = [sys.argv.pop()]
 sys.modules["lfpr"] = package
-import lfpr.plan
-lfpr.plan.main()
+import lfpr.experiments.plan
+lfpr.experiments.plan.main()
 print({"torch", "transformers", "pandas"} & set(sys.modules))
 """
     command = [sys.executable, "-c", code, "--cores", "3", ROOT / "lfpr"]

@@ -1,10 +1,9 @@
 """CLIP: its inputs from MSCOCO, objectives for mask gradients, label-free distillation, retrieval and cascades.
 
-The experiment itself is ``lfpr.open_experiment("clip-mscoco")``.
+The experiment itself is `lfpr.open_experiment("clip-mscoco")`.
 """
 
 from lfpr.clip.coco import COCOCaptions, batches, captions, check, images
-from lfpr.clip.controls import uniform, with_neurons_by
 from lfpr.clip.distil import distil, distillation_loss, loader
 from lfpr.clip.objectives import (
     Attached,
@@ -51,19 +50,7 @@ __all__ = [
     "label_free",
     "loader",
     "match",
-    "published_masks",
-    "published_scales",
     "recall",
     "text_features",
-    "uniform",
     "vision_cost",
-    "with_neurons_by",
 ]
-
-
-def __getattr__(name: str):
-    if name in ("published_masks", "published_scales"):  # they bring in pandas
-        import lfpr.clip.published
-
-        return getattr(lfpr.clip.published, name)
-    raise AttributeError(f"module 'lfpr.clip' has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """MSCOCO captions in their published layout -> batches of image and caption tensors, decoded when they are needed.
 
-``COCOCaptions`` holds ids, file names and captions; JPEGs are decoded batch by batch, in workers if asked, so no split
-is ever in memory. ``batches`` gives image-caption pairs, ``images`` each image once, ``captions`` texts alone. A batch
-carries the ids of its pairs: with ``on_error="skip"`` broken images are left out of it and listed.
+`COCOCaptions` holds ids, file names and captions; JPEGs are decoded batch by batch, in workers if asked, so no split
+is ever in memory. `batches` gives image-caption pairs, `images` each image once, `captions` texts alone. A batch
+carries the ids of its pairs: with `on_error="skip"` broken images are left out of it and listed.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ ON_ERROR = ("stop", "skip")
 
 
 class Pair(NamedTuple):
-    """A caption of an image: ``caption`` counts the captions of this image from 0, ``caption_id`` is COCO's own."""
+    """A caption of an image: `caption` counts the captions of this image from 0, `caption_id` is COCO's own."""
 
     image_id: int
     file_name: str
@@ -36,11 +36,11 @@ class Pair(NamedTuple):
 
 
 class COCOCaptions:
-    """Image-caption pairs of a ``split`` ("train", "val") of COCO 2017 under ``root``, by ascending image id.
+    """Image-caption pairs of a `split` ("train", "val") of COCO 2017 under `root`, by ascending image id.
 
-    ``captions`` is "first", i for the i-th caption of each image from 0 (the layout ``image-caption[i]``; an image
-    with fewer captions is left out), or "all". ``indices`` or ``limit`` select images. ``pairs`` lists the pairs,
-    ``image_ids`` the images.
+    `captions` is "first", i for the i-th caption of each image from 0 (the layout `image-caption[i]`; an image
+    with fewer captions is left out), or "all". `indices` or `limit` select images. `pairs` lists the pairs,
+    `image_ids` the images.
 
     Raises FileNotFoundError for a missing annotation file, DataError (a ValueError) for one that is not a captions
     file, ValueError for bad arguments.
@@ -85,7 +85,7 @@ class COCOCaptions:
         return image_file(self.root, self.split, pair.file_name)
 
     def image(self, index: int) -> Image.Image:
-        """The image of pair ``index`` in RGB. Raises DataError naming the file and the image id."""
+        """The image of pair `index` in RGB. Raises DataError naming the file and the image id."""
         pair = self.pairs[index]
         return read_image(self.file(pair), pair.image_id)
 
@@ -161,9 +161,9 @@ class _Reader(Dataset):
 
 
 class Batches:
-    """Batches of tensors that can be iterated again: in the same order, until ``set_epoch`` changes a shuffled one.
+    """Batches of tensors that can be iterated again: in the same order, until `set_epoch` changes a shuffled one.
 
-    ``bad`` lists the images left out so far with ``on_error="skip"``: image id -> (file name, message).
+    `bad` lists the images left out so far with `on_error="skip"`: image id -> (file name, message).
     """
 
     def __init__(
@@ -209,36 +209,36 @@ class Batches:
 
 
 def batches(data: COCOCaptions, batch_size: int, processor: Processor, **options: Any) -> Batches:
-    """Batches of pairs: ``pixel_values`` [B, 3, H, W], ``input_ids`` and ``attention_mask`` [B, T], ``image_id``,
-    ``caption`` and ``caption_id`` [B].
+    """Batches of pairs: `pixel_values` [B, 3, H, W], `input_ids` and `attention_mask` [B, T], `image_id`,
+    `caption` and `caption_id` [B].
 
-    T is the longest caption's length in the batch. ``options``: ``workers`` (processes that decode), ``shuffle_seed``,
-    ``drop_last`` (an incomplete batch), and ``on_error``: "stop" raises DataError at the first image that is missing or
-    broken, "skip" goes on, leaves its pairs out and lists it in ``.bad``. Raises ValueError for other options.
+    T is the longest caption's length in the batch. `options`: `workers` (processes that decode), `shuffle_seed`,
+    `drop_last` (an incomplete batch), and `on_error`: "stop" raises DataError at the first image that is missing or
+    broken, "skip" goes on, leaves its pairs out and lists it in `.bad`. Raises ValueError for other options.
     """
     return Batches(_Reader(data, data.pairs, processor, "pairs"), batch_size, **options)
 
 
 def images(data: COCOCaptions, batch_size: int, processor: Processor, **options: Any) -> Batches:
-    """Batches of ``pixel_values`` [B, 3, H, W] and ``image_id`` [B], each image once; ``options`` as in ``batches``."""
+    """Batches of `pixel_values` [B, 3, H, W] and `image_id` [B], each image once; `options` as in `batches`."""
     first = {pair.image_id: pair for pair in reversed(data.pairs)}
     pairs = [first[image_id] for image_id in data.image_ids]
     return Batches(_Reader(data, pairs, processor, "images"), batch_size, **options)
 
 
 def captions(data: COCOCaptions, batch_size: int, processor: Processor, **options: Any) -> Batches:
-    """Batches of pairs as in ``batches`` without their images, which are not read: ``input_ids`` and ``attention_mask``
-    [B, T], ``image_id``, ``caption`` and ``caption_id`` [B]."""
+    """Batches of pairs as in `batches` without their images, which are not read: `input_ids` and `attention_mask`
+    [B, T], `image_id`, `caption` and `caption_id` [B]."""
     return Batches(_Reader(data, data.pairs, processor, "captions"), batch_size, **options)
 
 
 def check(root: str | Path, split: str = "val", limit: int | None = None, workers: int = 1) -> dict:
-    """Read a split's annotations and decode its images (the first ``limit``), ``workers`` at a time.
+    """Read a split's annotations and decode its images (the first `limit`), `workers` at a time.
 
-    Returns ``images`` and ``captions`` (annotated), ``captions_per_image`` (fewest, most), ``strays`` (captions of
-    images that are not listed), ``checked`` (images decoded), ``bad`` (how many are missing or broken), ``first_bad``
-    (why, None if there is none) and ``bad_images``: image id -> (file name, message). Raises FileNotFoundError and
-    DataError for the annotations, as ``COCOCaptions``, and ValueError for a ``limit`` or ``workers`` below 1.
+    Returns `images` and `captions` (annotated), `captions_per_image` (fewest, most), `strays` (captions of
+    images that are not listed), `checked` (images decoded), `bad` (how many are missing or broken), `first_bad`
+    (why, None if there is none) and `bad_images`: image id -> (file name, message). Raises FileNotFoundError and
+    DataError for the annotations, as `COCOCaptions`, and ValueError for a `limit` or `workers` below 1.
     """
     names, texts = read_annotations(root, split)
     counts = [len(texts.get(image_id, ())) for image_id in names]

@@ -1,7 +1,7 @@
 """Retraining a pruned CLIP without labels: its image features learn to point where the unpruned model's do.
 
 Text features stay as they are, so an image feature in the same direction as before answers every query as before. The
-targets are computed once; training then runs through ``lfpr.retrain`` (mask values, Adam, folding, checkpoints) with
+targets are computed once; training then runs through `lfpr.retrain` (mask values, Adam, folding, checkpoints) with
 the loss 1 - cos(pruned feature, unpruned feature).
 """
 
@@ -28,12 +28,12 @@ TRAINED = ("masks", "last", "all")
 def distil(
     clip: nn.Module, batches: DataLoader, settings: ReSt, trained: str = "last", **options: Any
 ) -> tuple[TrainableMasks, list[dict]]:
-    """Retrain the vision tower of a shrunk CLIP in place by one pass over ``batches`` (see ``loader``).
+    """Retrain the vision tower of a shrunk CLIP in place by one pass over `batches` (see `loader`).
 
     trained: "masks", the values of kept heads and neurons and all LayerNorms of the tower; "last", also the last
-    ``settings.last_layers`` layers; "all", the whole tower. options: ``checkpoint``, ``checkpoint_every`` (to go on
-    after an interruption), ``score``, ``score_every``, ``progress`` as in ``lfpr.retrain``, whose result is returned
-    and whose errors are raised; ValueError for another ``trained``.
+    `settings.last_layers` layers; "all", the whole tower. options: `checkpoint`, `checkpoint_every` (to go on
+    after an interruption), `score`, `score_every`, `progress` as in `lfpr.retrain`, whose result is returned
+    and whose errors are raised; ValueError for another `trained`.
     """
     tower = clip.vision_model
     settings = replace(settings, last_layers=settings.last_layers if trained == "last" else 0)
@@ -50,7 +50,7 @@ def distil(
 
 
 def extra(tower: nn.Module, trained: str) -> list[nn.Parameter]:
-    """Parameters trained beside masks and last layers. Raises ValueError unless ``trained`` is one of ``TRAINED``."""
+    """Parameters trained beside masks and last layers. Raises ValueError unless `trained` is one of `TRAINED`."""
     if trained not in TRAINED:
         raise ValueError(f"trained = {trained!r}: must be one of {list(TRAINED)}")
     modules = [tower] if trained == "all" else [m for m in tower.modules() if isinstance(m, nn.LayerNorm)]
@@ -58,8 +58,8 @@ def extra(tower: nn.Module, trained: str) -> list[nn.Parameter]:
 
 
 def distillation_loss(clip: nn.Module) -> Callable[[Batch], tuple[Tensor, Tensor]]:
-    """The loss of batches with ``pixel_values`` [B, 3, H, W] and the unpruned ``image_features`` [B, D]: the sum of 1 -
-    cos over the images, and their number, as ``lfpr.retrain`` takes them."""
+    """The loss of batches with `pixel_values` [B, 3, H, W] and the unpruned `image_features` [B, D]: the sum of 1 -
+    cos over the images, and their number, as `lfpr.retrain` takes them."""
 
     def loss(batch: Batch) -> tuple[Tensor, Tensor]:
         cosines = F.cosine_similarity(image_features(clip, batch), batch["image_features"], dim=-1)
@@ -69,7 +69,7 @@ def distillation_loss(clip: nn.Module) -> Callable[[Batch], tuple[Tensor, Tensor
 
 
 class WithTargets(Dataset):
-    """Images by lists of rows, with the features [n, D] to be learned as ``image_features`` [B, D]."""
+    """Images by lists of rows, with the features [n, D] to be learned as `image_features` [B, D]."""
 
     def __init__(self, reader: Dataset, features: Tensor) -> None:
         self.reader, self.features = reader, features
@@ -84,11 +84,11 @@ class WithTargets(Dataset):
 def loader(
     reader: Dataset, features: Tensor, rows: Sequence[int], batch_size: int, steps: int, seed: int, workers: int = 0
 ) -> DataLoader:
-    """``steps`` batches of images and targets: pass after pass over ``rows``, each in a new order.
+    """`steps` batches of images and targets: pass after pass over `rows`, each in a new order.
 
-    reader: ``lfpr.clip.images(...).reader``; features [n, D]: of all its rows, though only those of ``rows`` count. The
+    reader: `lfpr.clip.images(...).reader`; features [n, D]: of all its rows, though only those of `rows` count. The
     last batch of a pass is filled from the next pass, and one larger than a pass from several. The order follows from
-    ``seed`` alone. Reading raises DataError for an image that cannot be read any more.
+    `seed` alone. Reading raises DataError for an image that cannot be read any more.
     """
     rng, wanted = np.random.default_rng(seed), batch_size * steps
     passes = [rng.permutation(rows) for _ in range(-(-wanted // len(rows)))]

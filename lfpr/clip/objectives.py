@@ -21,23 +21,23 @@ IMAGE, CAPTION = ("image_id",), ("image_id", "caption")  # what a row of feature
 
 
 def image_features(clip: nn.Module, batch: Batch) -> Tensor:
-    """Raw image features [B, D] of ``pixel_values`` [B, 3, H, W] by a CLIPModel: projected, not normalised."""
+    """Raw image features [B, D] of `pixel_values` [B, 3, H, W] by a CLIPModel: projected, not normalised."""
     return clip.visual_projection(clip.vision_model(pixel_values=batch["pixel_values"]).pooler_output)
 
 
 def text_features(clip: nn.Module, batch: Batch) -> Tensor:
-    """Raw text features [B, D] of ``input_ids`` and ``attention_mask`` [B, T] by a CLIPModel: projected, not
+    """Raw text features [B, D] of `input_ids` and `attention_mask` [B, T] by a CLIPModel: projected, not
     normalised."""
     text = clip.text_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     return clip.text_projection(text.pooler_output)
 
 
 class Attached:
-    """``batches`` with ``batch[name]`` [B, D] added: a row per sample, computed when the sample is first met, and kept.
+    """`batches` with `batch[name]` [B, D] added: a row per sample, computed when the sample is first met, and kept.
 
     encode(batch): the rows of a batch, called in evaluation mode without gradient, so at most once a sample. key: the
     entries of a batch that identify a sample. rows: those already known, by tuples of key values. Only features are
-    kept. Iterate it outside ``encoder.masked`` if ``encode`` runs that encoder.
+    kept. Iterate it outside `encoder.masked` if `encode` runs that encoder.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Attached:
 def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
     """CLIP's loss (Radford et al., ICML 2021) of image and text features [B, D], row i of both belonging together.
 
-    The mean of the cross-entropies image→text and text→image; ``logit_scale`` is the model's, a logarithm.
+    The mean of the cross-entropies image→text and text→image; `logit_scale` is the model's, a logarithm.
     """
     logits = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T * logit_scale.exp()
     own = torch.arange(len(logits), device=logits.device)
@@ -74,7 +74,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tens
 
 
 def contrastive(clip: nn.Module) -> Callable[[Batch], Tensor]:
-    """The Fisher objective: ``contrastive_loss`` of batches that carry ``text_features`` [B, D] (see ``Attached``).
+    """The Fisher objective: `contrastive_loss` of batches that carry `text_features` [B, D] (see `Attached`).
 
     It compares the images of a batch with each other, so it has no gradient per sample.
     """
@@ -88,7 +88,7 @@ def contrastive(clip: nn.Module) -> Callable[[Batch], Tensor]:
 def label_free(clip: nn.Module) -> Callable[[Batch], Tensor]:
     """The label-free objective: the sum over images of raw feature · unit vector of its unpruned feature.
 
-    Batches carry the unpruned ``image_features`` [B, D] (see ``Attached``).
+    Batches carry the unpruned `image_features` [B, D] (see `Attached`).
     """
 
     def objective(batch: Batch) -> Tensor:

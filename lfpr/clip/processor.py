@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Processor:
-    """Inputs of the CLIP model in ``model``, a Hugging Face folder or hub id.
+    """Inputs of the CLIP model in `model`, a Hugging Face folder or hub id.
 
     Raises ValueError for image settings other than resizing, a centre crop, rescaling and normalising.
     """
@@ -51,11 +51,11 @@ class Processor:
         return np.array(image.crop((left, top, left + self.width, top + self.height)))
 
     def normalise(self, pixels: np.ndarray | Tensor) -> Tensor:
-        """``pixel_values`` [B, 3, H, W] float32 of uint8 pixels [B, H, W, 3]."""
+        """`pixel_values` [B, 3, H, W] float32 of uint8 pixels [B, H, W, 3]."""
         pixels = torch.as_tensor(pixels).permute(0, 3, 1, 2)
         return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(self._scale).add_(self._shift)
 
     def tokens(self, captions: list[str]) -> dict[str, Tensor]:
-        """``input_ids`` and ``attention_mask`` [B, T], padded to the longest, cut at the model's positions."""
+        """`input_ids` and `attention_mask` [B, T], padded to the longest, cut at the model's positions."""
         found = self.tokenizer(captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         return {name: found[name] for name in ("input_ids", "attention_mask")}

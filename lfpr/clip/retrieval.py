@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from lfpr.clip.objectives import Batch, image_features, text_features
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
-from lfpr.latency import take_turns
+from lfpr.latency.cost import take_turns
 from lfpr.shrink import _evaluating
 
 TIE = 1e-12  # cosines that differ by less are equal up to the order of summation
@@ -39,7 +39,7 @@ class Encoded(NamedTuple):
 def encode_images(clip: nn.Module, batches: Iterable[Batch], progress: str | None = None) -> Encoded:
     """Raw image features [n, D] of all batches, in order, in evaluation mode; float32, on the CPU.
 
-    ``progress`` titles a progress bar. Raises ValueError without batches, or naming images whose features are not
+    `progress` titles a progress bar. Raises ValueError without batches, or naming images whose features are not
     finite.
     """
     features, ids = _encode(clip, batches, image_features, ("image_id",), progress)
@@ -48,7 +48,7 @@ def encode_images(clip: nn.Module, batches: Iterable[Batch], progress: str | Non
 
 
 def encode_texts(clip: nn.Module, batches: Iterable[Batch], progress: str | None = None) -> Encoded:
-    """Raw caption features [n, D] of all batches, as ``encode_images``; raises as it does, naming captions."""
+    """Raw caption features [n, D] of all batches, as `encode_images`; raises as it does, naming captions."""
     features, ids = _encode(clip, batches, text_features, ("image_id", "caption_id"), progress)
     check_finite("text features", features, ids["caption_id"])
     return Encoded(features, **ids)
@@ -72,7 +72,7 @@ def _encode(clip: nn.Module, batches: Iterable[Batch], encode: Callable, names: 
 
 
 def check_finite(name: str, features: Tensor, ids: Tensor | None = None) -> None:
-    """ValueError naming the rows (by ``ids``, otherwise by number) with NaN or infinite features."""
+    """ValueError naming the rows (by `ids`, otherwise by number) with NaN or infinite features."""
     bad = (~features.isfinite()).any(-1).nonzero().flatten()
     if len(bad):
         which = (bad if ids is None else ids[bad])[:5].tolist()
@@ -80,7 +80,7 @@ def check_finite(name: str, features: Tensor, ids: Tensor | None = None) -> None
 
 
 def match(images: Encoded, texts: Encoded) -> Tensor:
-    """For each text, the row of its image: int64 [T], the ``pairs`` of ``recall``. ValueError if an image is not
+    """For each text, the row of its image: int64 [T], the `pairs` of `recall`. ValueError if an image is not
     there."""
     row = {image_id: i for i, image_id in enumerate(images.image_id.tolist())}
     missing = [image_id for image_id in texts.image_id.tolist() if image_id not in row]
@@ -92,7 +92,7 @@ def match(images: Encoded, texts: Encoded) -> Tensor:
 def recall(
     image_features: Tensor, text_features: Tensor, k: tuple[int, ...] = (1, 5, 10), pairs: Tensor | None = None
 ) -> dict[str, float]:
-    """Recall@K: ``r1``, ``r5``, ``r10`` (text→image) and ``i2t_r1`` ... (image→text), the share in [0, 1] of queries
+    """Recall@K: `r1`, `r5`, `r10` (text→image) and `i2t_r1` ... (image→text), the share in [0, 1] of queries
     with a right answer among the first K.
 
     image_features [I, D], text_features [T, D], finite, of any length. pairs [T]: the row of each text's image, by
@@ -151,14 +151,14 @@ def cascade(
     k: tuple[int, ...] = (1, 5, 10),
     pairs: Tensor | None = None,
 ) -> dict:
-    """Text→image Recall@K when the pruned model ranks all images and the full one re-ranks each query's top ``m``
+    """Text→image Recall@K when the pruned model ranks all images and the full one re-ranks each query's top `m`
     (bi-encoder cascades, arXiv 2303.15595).
 
-    pruned_features [I, D], text_features [T, D], pairs as in ``recall``. full: features [I, D], or a function that
-    encodes images given by their rows [n] and is called once, with those that reach some top m. Returns ``r1`` ...,
-    ``m``, ``reranked`` (f: share of images that were re-ranked for some query) and ``growth``: [queries, f] after the
+    pruned_features [I, D], text_features [T, D], pairs as in `recall`. full: features [I, D], or a function that
+    encodes images given by their rows [n] and is called once, with those that reach some top m. Returns `r1` ...,
+    `m`, `reranked` (f: share of images that were re-ranked for some query) and `growth`: [queries, f] after the
     first 1, 2, 4, 8, ... queries. Below the top m the pruned model's order stays. Raises ValueError for other shapes or
-    values, or an ``m`` above I.
+    values, or an `m` above I.
     """
     images, texts, pairs = _checked(pruned_features, text_features, pairs)
     if not 1 <= m <= len(images):
@@ -216,8 +216,8 @@ def image_speedup(full_time: float, pruned_time: float, fraction: float) -> floa
 
 @torch.no_grad()
 def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 25) -> dict[str, dict]:
-    """For each CLIP model: ``parameters`` and ``macs`` of its vision layers, ``megabytes`` (10⁶ bytes) of all its
-    weights in float32, and ``ms_per_image`` of image encoding of ``batch``, the median of ``repeats`` runs that
+    """For each CLIP model: `parameters` and `macs` of its vision layers, `megabytes` (10⁶ bytes) of all its
+    weights in float32, and `ms_per_image` of image encoding of `batch`, the median of `repeats` runs that
     alternate between the models."""
     seconds = take_turns({name: partial(image_features, model, batch) for name, model in models.items()}, repeats)
     table = {}
@@ -241,7 +241,7 @@ def vision_cost(clip: nn.Module) -> MacCost:
 def eccv_metrics(
     image_features: Tensor, text_features: Tensor, image_id: Tensor, caption_id: Tensor
 ) -> dict[str, float]:
-    """ECCV-Caption, CxC and COCO metrics (arXiv 2204.03359) by the package ``eccv_caption``, such as ``eccv_r1_t2i``.
+    """ECCV-Caption, CxC and COCO metrics (arXiv 2204.03359) by the package `eccv_caption`, such as `eccv_r1_t2i`.
 
     For COCO's Karpathy test split: features of its 5,000 images [I, D] and 25,000 captions [T, D], COCO's ids of both.
     Raises ImportError naming the extra if the package is absent, ValueError if captions of that split are.
@@ -272,7 +272,7 @@ def eccv_metrics(
 def best_answers(
     queries: Tensor, answers: Tensor, query_id: Tensor, answer_id: Tensor, top: int = 50
 ) -> dict[int, list[int]]:
-    """Query id -> ids of the ``top`` most similar answers, best first; unit features [Q, D] and [A, D].
+    """Query id -> ids of the `top` most similar answers, best first; unit features [Q, D] and [A, D].
 
     ECCV-Caption has at most 48 right answers to a query, so that 50 are enough.
     """

@@ -1,7 +1,7 @@
 """Rendered scenes in COCO's published layout: captions JSON and JPEGs, five captions an image.
 
 A caption names the colour and class of some of the scene's objects and where one is with respect to another, the way
-people do: five captions of an image differ in what they mention. ``write_coco`` makes the folder once.
+people do: five captions of an image differ in what they mention. `write_coco` makes the folder once.
 """
 
 import json
@@ -30,16 +30,16 @@ RELATIONS = {"left": ("to the left of", "left of"), "right": ("to the right of",
 def write_coco(
     root: str | Path, train_images: int = 3000, val_images: int = 1000, seed: int = 0, progress: bool = False
 ) -> dict:
-    """Make a COCO 2017 captions folder of rendered scenes (64 x 64 pixels) at ``root``, unless it is there already.
+    """Make a COCO 2017 captions folder of rendered scenes (64 x 64 pixels) at `root`, unless it is there already.
 
     The images of a small set are the first ones of a larger set with the same seed. The folder is built beside
-    ``root`` and renamed when complete; ``root/dataset.json`` holds the parameters, and other parameters rebuild it.
+    `root` and renamed when complete; `root/dataset.json` holds the parameters, and other parameters rebuild it.
 
     Returns:
-        The contents of ``dataset.json``.
+        The contents of `dataset.json`.
 
     Raises:
-        ValueError: a parameter is out of range, or ``root`` holds something that this function did not write.
+        ValueError: a parameter is out of range, or `root` holds something that this function did not write.
     """
     parameters = {"train_images": train_images, "val_images": val_images, "seed": seed}
     for name, low in (("train_images", 1), ("val_images", 1), ("seed", 0)):
@@ -50,7 +50,7 @@ def write_coco(
 
 
 def scene(seed: int, split: str, index: int) -> Scene:
-    """The scene of image ``index`` of a split."""
+    """The scene of image `index` of a split."""
     return make_scene(int(image_id(seed, f"coco-{split}", index), 16), **SCENE)
 
 
@@ -81,7 +81,7 @@ def _name(thing: Thing) -> str:
 
 
 def _relation(first: Thing, second: Thing, rng: random.Random) -> str:
-    """Where ``first`` is with respect to ``second``: along the axis on which their centres are further apart."""
+    """Where `first` is with respect to `second`: along the axis on which their centres are further apart."""
     x, y = (first.box[i] + first.box[i + 2] - second.box[i] - second.box[i + 2] for i in (0, 1))
     side = ("left" if x < 0 else "right") if abs(x) > abs(y) else ("above" if y < 0 else "below")
     return rng.choice(RELATIONS[side])

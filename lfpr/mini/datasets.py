@@ -1,6 +1,6 @@
 """Rendered data sets in the published layouts: the small profile goes through the same loaders as the real data.
 
-``write_tap`` makes a TextVQA or ST-VQA data folder as ``microsoft/TAP`` distributes it: annotations (imdb), object and
+`write_tap` makes a TextVQA or ST-VQA data folder as `microsoft/TAP` distributes it: annotations (imdb), object and
 OCR features with their boxes, vocabularies, and some images to look at. An image's id is its scene's seed in
 hexadecimal digits. The two sets share no image, no question and few ways to ask.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import trange
 
+from lfpr.experiments.runs import write_json
 from lfpr.mini.features import box_features, carrier_boxes
 from lfpr.mini.questions import (
     MAX_QUESTIONS,
@@ -31,7 +32,6 @@ from lfpr.mini.questions import (
     misread,
 )
 from lfpr.mini.scenes import CLASSES, COLOURS, LEXICON, Scene, make_scene
-from lfpr.runs import write_json
 from lfpr.tap.layout import LAYOUTS, OBJECT_NAMES, TEXT_VOCAB
 
 FORMAT = 2
@@ -61,7 +61,7 @@ FORMS = {
 
 
 def image_id(seed: int, split: str, index: int) -> str:
-    """Sixteen hexadecimal digits; ``make_scene(int(image_id, 16), **SCENE)`` draws the image."""
+    """Sixteen hexadecimal digits; `make_scene(int(image_id, 16), **SCENE)` draws the image."""
     return hashlib.sha256(f"{seed}/{split}/{index}".encode()).hexdigest()[:16]
 
 
@@ -76,23 +76,23 @@ def write_tap(
     seed: int = 0,
     progress: bool = False,
 ) -> dict:
-    """Make a ``dataset`` ("textvqa", "stvqa") folder in TAP's layout at ``root``, unless it is there already.
+    """Make a `dataset` ("textvqa", "stvqa") folder in TAP's layout at `root`, unless it is there already.
 
     The train images of a small set are the first ones of a larger set with the same seed. The folder is built beside
-    ``root`` and renamed when complete; ``root/dataset.json`` holds the parameters, and other parameters rebuild it.
+    `root` and renamed when complete; `root/dataset.json` holds the parameters, and other parameters rebuild it.
 
     Args:
-        train_images, val_images: scenes per split; each has ``questions_per_image`` (1 to 5) questions, in ST-VQA fewer
+        train_images, val_images: scenes per split; each has `questions_per_image` (1 to 5) questions, in ST-VQA fewer
             where a scene has little to ask about. TextVQA has 10 answers to each, ST-VQA 1 to 3.
         images: how many images of each split are also written as JPEG, to look at.
         ocr_error: probability that an OCR token has one wrong character; by default 0.05, in ST-VQA 0.08.
         progress: show a bar (15,000 images take about a minute).
 
     Returns:
-        The contents of ``dataset.json``.
+        The contents of `dataset.json`.
 
     Raises:
-        ValueError: a parameter is out of range, or ``root`` holds something that this function did not write.
+        ValueError: a parameter is out of range, or `root` holds something that this function did not write.
     """
     if dataset not in FORMS:
         raise ValueError(f"dataset is {dataset!r}, must be one of {list(FORMS)}")
@@ -122,7 +122,7 @@ def write_tap(
 
 
 def make_once(root: Path, parameters: dict, build: Callable[[Path, dict], None]) -> dict:
-    """Fill ``root`` with ``build(folder, parameters)`` unless its ``dataset.json`` has these parameters."""
+    """Fill `root` with `build(folder, parameters)` unless its `dataset.json` has these parameters."""
     stamp = root / "dataset.json"
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_name(f"{root.name}.lock")):

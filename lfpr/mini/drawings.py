@@ -176,7 +176,7 @@ DRAWINGS = {
 
 @lru_cache(maxsize=1024)
 def sprite(name: str, side: int) -> tuple[Image.Image, Image.Image, Box]:
-    """Body mask ("L"), details (RGBA) and the box of both, for a square of ``side`` pixels."""
+    """Body mask ("L"), details (RGBA) and the box of both, for a square of `side` pixels."""
     body, detail = _Pen(4 * side), _Pen(4 * side)
     DRAWINGS[name].paint(body, detail)
     mask, details = body.image.getchannel("A").reduce(4), detail.image.reduce(4)

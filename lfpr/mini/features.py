@@ -14,7 +14,7 @@ _POOL = np.kron(np.eye(4, dtype=np.float32), np.full(6, 1 / 6, np.float32))  # [
 
 
 def box_features(image: Image.Image, boxes: np.ndarray) -> np.ndarray:
-    """Features ``[n, 128]`` float32 of the pixels in ``boxes`` ``[n, 4]`` (x1, y1, x2, y2 in pixels) of an RGB image.
+    """Features `[n, 128]` float32 of the pixels in `boxes` `[n, 4]` (x1, y1, x2, y2 in pixels) of an RGB image.
 
     Columns: 48 colour thumbnail, 72 edge orientations, 3 median colour, 3 box size, 2 brightness, mostly in [-1, 2].
     """
@@ -46,10 +46,10 @@ def box_features(image: Image.Image, boxes: np.ndarray) -> np.ndarray:
 
 
 def carrier_boxes(image: Image.Image, boxes: np.ndarray) -> np.ndarray:
-    """The patch that carries each word: boxes ``[n, 4]`` grown over the colour found around the word.
+    """The patch that carries each word: boxes `[n, 4]` grown over the colour found around the word.
 
     From the word outwards, columns and then rows are added while they hold the paper's colour, at most 0.4 of the
-    image's size away. Returns boxes ``[n, 4]`` float32, each of which holds the word's own box.
+    image's size away. Returns boxes `[n, 4]` float32, each of which holds the word's own box.
     """
     pixels = np.ascontiguousarray(np.asarray(image, np.int16).transpose(2, 0, 1))  # [3, H, W]
     reach = round(0.4 * max(image.size))
@@ -71,7 +71,7 @@ def carrier_boxes(image: Image.Image, boxes: np.ndarray) -> np.ndarray:
 
 
 def _run(present: np.ndarray, start: int, stop: int) -> tuple[int, int]:
-    """Grow ``start:stop`` both ways while ``present`` is true."""
+    """Grow `start:stop` both ways while `present` is true."""
     before = np.flatnonzero(~present[:start])
     after = np.flatnonzero(~present[stop:])
     return int(before[-1]) + 1 if len(before) else 0, stop + int(after[0]) if len(after) else len(present)

@@ -38,14 +38,14 @@ STVQA_TEMPLATES = {
 """ST-VQA's kinds: every answer is written in the image; {colour} is one object's alone."""
 
 MAX_QUESTIONS = 5
-"""Every scene with words has at least this many different questions of ``TEMPLATES``."""
+"""Every scene with words has at least this many different questions of `TEMPLATES`."""
 
 _GIVING_UP = ("unanswerable", "answering does not require reading text in the image", "not sure")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its true answer and its kind (a key of ``TEMPLATES``), all in lower case."""
+    """A question, its true answer and its kind (a key of `TEMPLATES`), all in lower case."""
 
     text: str
     answer: str
@@ -55,12 +55,12 @@ class Question:
 def make_questions(
     scene: Scene, count: int, rng: random.Random, templates: dict[str, tuple[str, str]] = TEMPLATES
 ) -> list[Question]:
-    """``count`` different questions about ``scene``, of different kinds as far as possible.
+    """`count` different questions about `scene`, of different kinds as far as possible.
 
-    With ``STVQA_TEMPLATES`` there can be fewer: a scene of one short word has little to ask about.
+    With `STVQA_TEMPLATES` there can be fewer: a scene of one short word has little to ask about.
 
     Raises:
-        ValueError: ``count`` is not from 1 to ``MAX_QUESTIONS``, or the scene has no words to ask about.
+        ValueError: `count` is not from 1 to `MAX_QUESTIONS`, or the scene has no words to ask about.
     """
     if not 1 <= count <= MAX_QUESTIONS:
         raise ValueError(f"count is {count!r}, must be 1 to {MAX_QUESTIONS}")
@@ -125,7 +125,7 @@ def _refer(scene: Scene, thing: Thing, rng: random.Random) -> str:
 
 
 def human_answers(answer: str, rng: random.Random, count: int = 10) -> list[str]:
-    """``count`` annotators' answers to a question whose true answer is ``answer``.
+    """`count` annotators' answers to a question whose true answer is `answer`.
 
     Questions differ in how often people deviate (2 to 40 % of them), as in TextVQA; on average nine of ten agree.
     """
@@ -150,7 +150,7 @@ def _deviate(answer: str, rng: random.Random) -> str:
 
 
 def misread(text: str, rng: random.Random, error: float) -> tuple[str, float]:
-    """What text recognition makes of a drawn word, by chance ``error`` with a wrong character; and its confidence."""
+    """What text recognition makes of a drawn word, by chance `error` with a wrong character; and its confidence."""
     if rng.random() >= error:
         return text, round(rng.uniform(0.85, 1.0), 3)
     position = rng.randrange(len(text))

@@ -1,6 +1,6 @@
 """Rendered scenes: up to four drawn objects in colours, with words on them, made from one integer seed.
 
-A scene pastes the sprites of ``drawings`` and writes words on them: it takes about a millisecond, and the boxes of
+A scene pastes the sprites of `drawings` and writes words on them: it takes about a millisecond, and the boxes of
 all objects and words are known exactly. The same seed gives the same scene, whatever else was drawn.
 """
 
@@ -46,7 +46,7 @@ KIND_WEIGHTS = {"word": 5, "brand": 2, "number": 2, "price": 2}
 
 @dataclass(frozen=True)
 class Word:
-    """A word as drawn, its kind (a key of ``LEXICON``) and its ink's box ``(x1, y1, x2, y2)`` in pixels."""
+    """A word as drawn, its kind (a key of `LEXICON`) and its ink's box `(x1, y1, x2, y2)` in pixels."""
 
     text: str
     kind: str
@@ -65,7 +65,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What ``make_scene`` drew: the objects in the order of drawing, and an RGB image of ``size`` pixels squared."""
+    """What `make_scene` drew: the objects in the order of drawing, and an RGB image of `size` pixels squared."""
 
     seed: int
     objects: tuple[Thing, ...]
@@ -81,7 +81,7 @@ def _ink(text: str, size: int) -> Box:
 
 
 def _write(draw: ImageDraw.ImageDraw, texts: list[str], area: Box, fill: tuple) -> list[Box]:
-    """Draw one word per line, centred in ``area``, as large as fits; return the ink's boxes."""
+    """Draw one word per line, centred in `area`, as large as fits; return the ink's boxes."""
     width, height = area[2] - area[0], area[3] - area[1]
     for size in range(max(6, round(height / 2)), 4, -1):
         inks = [_ink(text, size) for text in texts]
@@ -98,7 +98,7 @@ def _write(draw: ImageDraw.ImageDraw, texts: list[str], area: Box, fill: tuple) 
 
 
 def _choose_words(rng: random.Random, count: int, used: set[str]) -> list[tuple[str, str]]:
-    """``count`` words not yet ``used`` in this scene as (text as drawn, kind); at most one brand, number and price."""
+    """`count` words not yet `used` in this scene as (text as drawn, kind); at most one brand, number and price."""
     style = rng.choice((str.upper, str.capitalize, str.capitalize, str.lower))
     chosen: list[tuple[str, str]] = []
     while len(chosen) < count:
@@ -121,7 +121,7 @@ def _choose_looks(rng: random.Random, count: int) -> list[tuple[str, str]]:
 
 
 def make_scene(seed: int, size: int = 128, max_objects: int = 4, max_words: int = 3) -> Scene:
-    """Draw the scene of ``seed``, the same one every time.
+    """Draw the scene of `seed`, the same one every time.
 
     Args:
         seed: any integer from 0.

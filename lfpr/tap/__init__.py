@@ -1,5 +1,6 @@
 """TAP: the model, its published data and checkpoint formats, its metrics, and LFPR's label-free objective."""
 
+from lfpr.experiments.schedule import schedule
 from lfpr.files import CheckpointError
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPDataset, batches, check
@@ -9,7 +10,6 @@ from lfpr.tap.layout import InputSizes
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.published import load_published, save_published
-from lfpr.tap.schedule import schedule
 from lfpr.tap.text import AnswerVocab, FastText, HashedNgrams, WordPieces, decode, phoc
 
 __all__ = [

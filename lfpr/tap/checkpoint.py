@@ -1,4 +1,4 @@
-"""Reading checkpoints of tensors: published ``.ckpt``/``.pth`` files and ``.safetensors``; pickled code never runs."""
+"""Reading checkpoints of tensors: published `.ckpt`/`.pth` files and `.safetensors`; pickled code never runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PLAIN = [(OrderedDict, "pythia.utils.configuration.ConfigNode")]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in ``path`` (itself, or under "model"), data-parallel prefixes removed, floats as float32.
+    """The state dict in `path` (itself, or under "model"), data-parallel prefixes removed, floats as float32.
 
-    Raises ``CheckpointError`` if the file is missing, unreadable or holds something else.
+    Raises `CheckpointError` if the file is missing, unreadable or holds something else.
     """
     path = Path(path)
     if not path.is_file():

@@ -9,7 +9,7 @@ from transformers import BertConfig
 
 @dataclass(frozen=True)
 class TAPConfig:
-    """Sizes of a TAP model; the defaults are the published 4-layer TAP. ``text_layers=0, mmt_layers=12`` is TAP12.
+    """Sizes of a TAP model; the defaults are the published 4-layer TAP. `text_layers=0, mmt_layers=12` is TAP12.
 
     Raises ValueError naming a field that is too small, or a hidden size that is no multiple of the heads.
     """
@@ -55,14 +55,14 @@ class TAPConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> TAPConfig:
-        """What ``to_dict`` gave. Raises ValueError naming unknown fields."""
+        """What `to_dict` gave. Raises ValueError naming unknown fields."""
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"TAPConfig has no field {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")
         return cls(**values)
 
     def bert(self, layers: int) -> BertConfig:
-        """The BERT configuration of a stack of ``layers`` layers: GELU (erf), post-LayerNorm with eps 1e-12."""
+        """The BERT configuration of a stack of `layers` layers: GELU (erf), post-LayerNorm with eps 1e-12."""
         config = BertConfig(
             vocab_size=self.text_vocab_size,
             hidden_size=self.hidden_size,

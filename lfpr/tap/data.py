@@ -1,6 +1,6 @@
 """TAP's published files -> batches of tensors for the model.
 
-Files are read when needed and a few images are kept; ``preload`` keeps everything in memory, compactly, for data sets
+Files are read when needed and a few images are kept; `preload` keeps everything in memory, compactly, for data sets
 that fit. A batch is gathered at once rather than collated from samples: padding and word vectors are most of it.
 """
 
@@ -23,9 +23,9 @@ from lfpr.tap.words import WordTables
 
 
 class TAPBatch(dict):
-    """Tensors of B questions by name; beside them, what turns indices into words (``lfpr.tap.answers``).
+    """Tensors of B questions by name; beside them, what turns indices into words (`lfpr.tap.answers`).
 
-    ``ocr_tokens``: the words that can be copied, a list per question; ``vocab``: the answers' vocabulary.
+    `ocr_tokens`: the words that can be copied, a list per question; `vocab`: the answers' vocabulary.
     """
 
     def __init__(
@@ -39,20 +39,20 @@ class TAPBatch(dict):
 
 
 class TAPDataset(Dataset):
-    """Questions of a ``dataset`` ("textvqa", "stvqa") and ``split`` ("train", "val", "test", "score") under ``root``.
+    """Questions of a `dataset` ("textvqa", "stvqa") and `split` ("train", "val", "test", "score") under `root`.
 
-    ``dataset[i]`` is a dict of tensors, ``dataset[[i, j, ...]]`` a ``TAPBatch`` of several: ``text`` [170]
-    int64, ``obj_features`` [100, F], ``obj_boxes`` [100, 4] relative to the image, ``num_obj``, ``ocr_fasttext`` [100,
-    300], ``ocr_phoc`` [100, 604] uint8, ``ocr_features`` [100, F], ``ocr_boxes`` [100, 4], ``num_ocr``, and ``index``,
-    the i asked for; with ``targets=True`` also ``targets`` [T, V + 100], ``previous`` [T], ``loss_mask`` [T]. Lengths
-    follow ``sizes``.
+    `dataset[i]` is a dict of tensors, `dataset[[i, j, ...]]` a `TAPBatch` of several: `text` [170]
+    int64, `obj_features` [100, F], `obj_boxes` [100, 4] relative to the image, `num_obj`, `ocr_fasttext` [100,
+    300], `ocr_phoc` [100, 604] uint8, `ocr_features` [100, F], `ocr_boxes` [100, 4], `num_ocr`, and `index`,
+    the i asked for; with `targets=True` also `targets` [T, V + 100], `previous` [T], `loss_mask` [T]. Lengths
+    follow `sizes`.
 
-    ``labels`` replaces the human answers and keeps only the questions it has: a dict (or a JSON file) from question id
-    to a predicted index sequence or an answer string, or a published ``train_pred_XXpct.npy``, itself an imdb.
-    ``indices`` select questions of the imdb, ``limit`` at most so many, the first ones. ``embed`` gives the OCR word
-    vectors; by default FastText's file under ``root``. ``text_vocab``, ``answer_vocab`` and ``image_folder`` are files
-    other than those under ``root``. ``seed`` samples each question's spelling anew for each ``set_epoch``; None makes
-    LFPR's fixed choice. ``images`` is a dict that keeps all images read, to be shared by data sets of one split and the
+    `labels` replaces the human answers and keeps only the questions it has: a dict (or a JSON file) from question id
+    to a predicted index sequence or an answer string, or a published `train_pred_XXpct.npy`, itself an imdb.
+    `indices` select questions of the imdb, `limit` at most so many, the first ones. `embed` gives the OCR word
+    vectors; by default FastText's file under `root`. `text_vocab`, `answer_vocab` and `image_folder` are files
+    other than those under `root`. `seed` samples each question's spelling anew for each `set_epoch`; None makes
+    LFPR's fixed choice. `images` is a dict that keeps all images read, to be shared by data sets of one split and the
     same sizes; by default 32 are kept.
 
     Raises FileNotFoundError naming a missing file and where to get it, DataError (a ValueError) for files that do not
@@ -125,7 +125,7 @@ class TAPDataset(Dataset):
         return self._batch([int(i) for i in index])
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose another sampled spelling per question (with a ``seed``) and another order of shuffled ``batches``."""
+        """Choose another sampled spelling per question (with a `seed`) and another order of shuffled `batches`."""
         self.epoch = epoch
         self._draws = None if self.seed is None else np.random.default_rng([self.seed, epoch]).random(len(self))
 
@@ -140,7 +140,7 @@ class TAPDataset(Dataset):
 
     @property
     def words(self) -> WordTables:
-        """Word vectors and PHOC of OCR tokens. Raises as ``FastText``, and ValueError for vectors of another length."""
+        """Word vectors and PHOC of OCR tokens. Raises as `FastText`, and ValueError for vectors of another length."""
         if self._words is None:
             embed = self._embed or fasttext(self.root / FASTTEXT)
             if embed.dim != self.sizes.fasttext_size:
@@ -152,7 +152,7 @@ class TAPDataset(Dataset):
 
     def sample(self, index: int) -> dict[str, Any]:
         """A question as people read it: ids, question, answers, image file and size in pixels, OCR tokens and objects
-        with their boxes [n, 4] relative to the image, and its label if ``labels`` were given."""
+        with their boxes [n, 4] relative to the image, and its label if `labels` were given."""
         record, image = self.records[index], self.image(self.records[index])
         shown = {key: record[key] for key in ("question_id", "question", "image_id", "answers")}
         shown |= {"image_size": (record["image_width"], record["image_height"]), "image": self._image_file(record)}
@@ -261,9 +261,9 @@ class _Order(Sampler[int]):
 def batches(
     dataset: TAPDataset, batch_size: int, shuffle_seed: int | None = None, drop_last: bool = False, workers: int = 0
 ) -> DataLoader:
-    """A loader of ``TAPBatch``es of ``batch_size`` questions (the last one may have fewer), in ``workers`` processes.
+    """A loader of `TAPBatch`es of `batch_size` questions (the last one may have fewer), in `workers` processes.
 
-    Shuffled if there is a ``shuffle_seed``; iterated again in the same order until ``dataset.set_epoch`` changes it.
+    Shuffled if there is a `shuffle_seed`; iterated again in the same order until `dataset.set_epoch` changes it.
     Raises ValueError for a batch size below 1 or a negative number of workers.
     """
     if batch_size < 1 or workers < 0:
@@ -278,14 +278,14 @@ def check(
 ) -> dict:
     """Read a split's files and report counts, shapes and what is wrong, instead of failing deep inside a run.
 
-    ``limit`` bounds the questions whose features are read; ``options`` are TAPDataset's. Returns
+    `limit` bounds the questions whose features are read; `options` are TAPDataset's. Returns
 
-    - ``questions``, ``answered`` (have answers), ``checked`` (their features were read), ``images`` (read without
-      error), ``writable`` (checked questions with an answer that vocabulary and OCR tokens can write), ``without_ocr``
+    - `questions`, `answered` (have answers), `checked` (their features were read), `images` (read without
+      error), `writable` (checked questions with an answer that vocabulary and OCR tokens can write), `without_ocr`
       (images);
-    - ``objects``, ``ocr_tokens``: (min, mean, max) per image; ``feature_size``; ``vocabulary``: (answers, word pieces);
-    - ``word_vectors``: their length, None without a usable file; ``bad``: how many records cannot be used, and the
-      vectors' file; ``first_bad``: why (None if all can).
+    - `objects`, `ocr_tokens`: (min, mean, max) per image; `feature_size`; `vocabulary`: (answers, word pieces);
+    - `word_vectors`: their length, None without a usable file; `bad`: how many records cannot be used, and the
+      vectors' file; `first_bad`: why (None if all can).
     """
     try:
         data = TAPDataset(root, dataset, split, **options)

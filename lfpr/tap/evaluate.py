@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
-from lfpr.latency import take_turns
-from lfpr.runs import write_json
+from lfpr.experiments.runs import write_json
+from lfpr.latency.cost import take_turns
 from lfpr.tap.data import TAPBatch, TAPDataset, batches
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, Batch
@@ -24,10 +24,10 @@ METRICS = {"textvqa": {"score": vqa_accuracy}, "stvqa": {"score": stvqa_accuracy
 
 
 def answers(scores: Tensor, batch: TAPBatch) -> list[Answer]:
-    """The answers of greedy decoding with ``scores`` [B, T, V + num_ocr], and whether each word is copied (``Answer``).
+    """The answers of greedy decoding with `scores` [B, T, V + num_ocr], and whether each word is copied (`Answer`).
 
-    ``batch`` is one of ``lfpr.tap.batches``: it knows the vocabulary and each question's OCR tokens. Raises ValueError
-    for another dict of tensors, and if ``scores`` are of another shape.
+    `batch` is one of `lfpr.tap.batches`: it knows the vocabulary and each question's OCR tokens. Raises ValueError
+    for another dict of tensors, and if `scores` are of another shape.
     """
     tokens, vocab = getattr(batch, "ocr_tokens", None), getattr(batch, "vocab", None)
     if tokens is None or vocab is None:
@@ -39,15 +39,15 @@ def answers(scores: Tensor, batch: TAPBatch) -> list[Answer]:
 
 
 def predict(model: TAP, data: TAPDataset, batch_size: int) -> list[Answer]:
-    """The model's answers to all questions of ``data``, by greedy decoding."""
+    """The model's answers to all questions of `data`, by greedy decoding."""
     loader = tqdm(batches(data, batch_size), desc="answer", leave=False)
     return [answer for batch in loader for answer in answers(model.generate(batch, stop=True)[0], batch)]
 
 
 def evaluate(model: TAP, data: TAPDataset, batch_size: int) -> dict:
-    """Accuracy of the model's answers as ``score`` and, of ST-VQA, ``anls``, in 0 … 1; ``questions``: how many.
+    """Accuracy of the model's answers as `score` and, of ST-VQA, `anls`, in 0 … 1; `questions`: how many.
 
-    Raises ValueError, before any work, for questions without answers (a test split: see ``evalai``).
+    Raises ValueError, before any work, for questions without answers (a test split: see `evalai`).
     """
     expected = [record["answers"] for record in data.records]
     if not all(expected):
@@ -58,10 +58,10 @@ def evaluate(model: TAP, data: TAPDataset, batch_size: int) -> dict:
 
 
 def evalai(answers: Sequence[Answer], data: TAPDataset) -> list[dict]:
-    """Entries of a submission, an answer per question of ``data``.
+    """Entries of a submission, an answer per question of `data`.
 
-    TextVQA's (EvalAI, as M4C writes it): ``question_id``, ``image_id``, ``answer`` and ``pred_source``, for each word
-    "OCR" or "VOCAB". ST-VQA's (task 3 of the Robust Reading Competition): ``question_id`` and ``answer``.
+    TextVQA's (EvalAI, as M4C writes it): `question_id`, `image_id`, `answer` and `pred_source`, for each word
+    "OCR" or "VOCAB". ST-VQA's (task 3 of the Robust Reading Competition): `question_id` and `answer`.
     """
     if len(answers) != len(data):
         raise ValueError(f"answers: got {len(answers)} for the {len(data)} questions of {data.path}")
@@ -77,18 +77,18 @@ def evalai(answers: Sequence[Answer], data: TAPDataset) -> list[dict]:
 
 
 def write_evalai(path: str | Path, answers: Sequence[Answer], data: TAPDataset) -> None:
-    """Write ``evalai(answers, data)`` as a JSON file to upload."""
+    """Write `evalai(answers, data)` as a JSON file to upload."""
     write_json(path, evalai(answers, data))
 
 
 def first_scores(model: TAP, batch: Batch) -> Tensor:
-    """Scores [B, 2, V + num_ocr] of the first two decoding steps: what ``lfpr.verify_equivalent`` compares of TAPs."""
+    """Scores [B, 2, V + num_ocr] of the first two decoding steps: what `lfpr.verify_equivalent` compares of TAPs."""
     return model.generate(batch, 2)[0]
 
 
 def compare(models: dict[str, TAP], batch: Batch, repeats: int = 7) -> dict[str, dict]:
-    """For each model: ``parameters`` and ``macs`` of its MMT, ``megabytes`` (10⁶ bytes) of its weights in float32, and
-    ``ms_per_question`` of greedy decoding all steps, the median of ``repeats`` runs that alternate between the models.
+    """For each model: `parameters` and `macs` of its MMT, `megabytes` (10⁶ bytes) of its weights in float32, and
+    `ms_per_question` of greedy decoding all steps, the median of `repeats` runs that alternate between the models.
 
     MACs are for one question at the batch's mean number of input positions plus all decoding steps.
     """

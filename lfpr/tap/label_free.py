@@ -3,7 +3,7 @@
 LFPR (Poh et al. 2024): pick the decoding step t at which the model is surest, then score by the gradient of the largest
 score of that step. No answer is needed. The framework of Kwon et al. uses the training loss instead (Fisher).
 
-LFPR's code scores with dropout, the random seed reset at each batch: ``label_free(..., dropout=PUBLISHED_DROPOUT)``.
+LFPR's code scores with dropout, the random seed reset at each batch: `label_free(..., dropout=PUBLISHED_DROPOUT)`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def peak_step(model: TAP, batches: Iterable[Batch]) -> int:
 
 
 def label_free(model: TAP, step: int, dropout: float | None = None, seed: int = 0) -> Callable[[Batch], Tensor]:
-    """The label-free objective at decoding step ``step``: the sum over the batch of the largest score (LFPR, Poh et al.
-    2024). For ``lfpr.collect_gradients(..., per_sample=True)``.
+    """The label-free objective at decoding step `step`: the sum over the batch of the largest score (LFPR, Poh et al.
+    2024). For `lfpr.collect_gradients(..., per_sample=True)`.
 
     Decoded indices carry no gradient, so a single teacher-forced pass with gradient gives the published value. The
-    encoder positions run only once: the steps before ``step`` are decoded from their keys and values, without gradient,
+    encoder positions run only once: the steps before `step` are decoded from their keys and values, without gradient,
     and then the answer so far, with gradient.
 
-    With ``dropout``, as in LFPR's code: the model in training mode with this dropout, random numbers from ``seed``
+    With `dropout`, as in LFPR's code: the model in training mode with this dropout, random numbers from `seed`
     anew at each call. Step + 1 passes, each with other dropout in TextBERT and MMT, decode all positions again; the
     last one carries the gradient. Afterwards the model and the random numbers are as before.
 
@@ -65,7 +65,7 @@ def label_free(model: TAP, step: int, dropout: float | None = None, seed: int = 
 
 
 class _Cache:
-    """Keys and values of all positions so far, per layer. Gradients flow through it, unlike ``KeyValueCache``."""
+    """Keys and values of all positions so far, per layer. Gradients flow through it, unlike `KeyValueCache`."""
 
     def __init__(self, layers: dict[int, tuple[Tensor, Tensor]] | None = None) -> None:
         self.layers = dict(layers or {})
@@ -79,7 +79,7 @@ class _Cache:
 
 
 def begin(model: TAP, batch: Batch) -> Tensor:
-    """The answer so far before the first step: ``<s>`` for each sample [B, 1]."""
+    """The answer so far before the first step: `<s>` for each sample [B, 1]."""
     return torch.full_like(batch["num_ocr"], model.config.bos_index)[:, None]
 
 
@@ -146,9 +146,9 @@ def decoding_loss(
     scores: Tensor, targets: Tensor, mask: Tensor, reduction: str = "mean"
 ) -> Tensor | tuple[Tensor, Tensor]:
     """M4C's loss (Hu et al., CVPR 2020): binary cross-entropy of scores and targets [B, T, C], summed over classes,
-    averaged over the steps where ``mask`` [B, T] is 1.
+    averaged over the steps where `mask` [B, T] is 1.
 
-    ``reduction="sum"`` sums over the valid steps instead; ``"parts"`` gives this sum and the number of steps, to be
+    `reduction="sum"` sums over the valid steps instead; `"parts"` gives this sum and the number of steps, to be
     divided when those of several processes are added. Raises ValueError for another reduction.
     """
     if reduction not in ("mean", "sum", "parts"):
@@ -160,10 +160,10 @@ def decoding_loss(
 
 
 def labelled(model: TAP, reduction: str = "mean") -> Callable[[Batch], Tensor | tuple[Tensor, Tensor]]:
-    """The labelled loss of batches with ``previous`` [B, T], ``targets`` [B, T, V + num_ocr] and ``loss_mask`` [B, T]
-    (``TAPDataset(..., targets=True)``): for Fisher scores (Kwon et al., NeurIPS 2022), and to train.
+    """The labelled loss of batches with `previous` [B, T], `targets` [B, T, V + num_ocr] and `loss_mask` [B, T]
+    (`TAPDataset(..., targets=True)`): for Fisher scores (Kwon et al., NeurIPS 2022), and to train.
 
-    Steps beyond the longest answer of a batch add nothing and are not computed. ``reduction`` as in ``decoding_loss``.
+    Steps beyond the longest answer of a batch add nothing and are not computed. `reduction` as in `decoding_loss`.
     """
 
     def objective(batch: Batch) -> Tensor | tuple[Tensor, Tensor]:

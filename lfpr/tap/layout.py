@@ -1,7 +1,7 @@
 """Where TAP's published files are and what is in them: annotations (imdb), object and OCR features of images.
 
-The layout is that of ``microsoft/TAP`` (see data/README.md). An imdb lists questions; features of an image are
-``PATH.npy`` [n, F] with boxes and names in ``PATH_info.npy``, once for objects and once for OCR. OCR tokens come from
+The layout is that of `microsoft/TAP` (see data/README.md). An imdb lists questions; features of an image are
+`PATH.npy` [n, F] with boxes and names in `PATH_info.npy`, once for objects and once for OCR. OCR tokens come from
 the latter, not from the imdb.
 """
 
@@ -26,8 +26,8 @@ FASTTEXT = ".vector_cache/wiki.en.bin"
 class InputSizes:
     """Lengths and widths of the model's inputs; the defaults are the published ones.
 
-    ``question_tokens``, ``ocr_tokens_text`` and ``obj_tokens_text`` count word pieces. Raises ValueError naming a field
-    that is not an integer of at least 1, or a ``phoc_size`` that is not PHOC's.
+    `question_tokens`, `ocr_tokens_text` and `obj_tokens_text` count word pieces. Raises ValueError naming a field
+    that is not an integer of at least 1, or a `phoc_size` that is not PHOC's.
     """
 
     question_tokens: int = 20
@@ -83,11 +83,11 @@ def _layouts() -> dict[tuple[str, str], Layout]:
 
 
 LAYOUTS = _layouts()
-"""(dataset, split) -> Layout. ``score`` is the 3,000 training questions that LFPR computes importances from."""
+"""(dataset, split) -> Layout. `score` is the 3,000 training questions that LFPR computes importances from."""
 
 
 def predicted_labels(dataset: str, model: str, percent: int) -> str:
-    """Where LFPR's published pseudo-labels of ``model`` ("TAP" or "TAP12") for X % of the training questions are."""
+    """Where LFPR's published pseudo-labels of `model` ("TAP" or "TAP12") for X % of the training questions are."""
     folder = Path(LAYOUTS[dataset, "train"].imdb).parent
     return f"{folder}/{model}_predicted_labels/train_pred_{percent}pct.npy"
 
@@ -106,9 +106,9 @@ class Image(NamedTuple):
 
 
 class ImageReader:
-    """Reads the objects and OCR tokens of images of one split, cut to ``sizes``, their names as word pieces.
+    """Reads the objects and OCR tokens of images of one split, cut to `sizes`, their names as word pieces.
 
-    ``self(record)`` -> Image; raises FileNotFoundError and DataError naming the file, what was expected and what was
+    `self(record)` -> Image; raises FileNotFoundError and DataError naming the file, what was expected and what was
     found.
     """
 
@@ -160,7 +160,7 @@ class ImageReader:
 
 
 def info_path(path: Path) -> Path:
-    """``PATH_info.npy`` beside ``PATH.npy``."""
+    """`PATH_info.npy` beside `PATH.npy`."""
     return path.with_name(path.name.removesuffix(".npy") + "_info.npy")
 
 
@@ -178,8 +178,8 @@ def _boxes(path: Path, info: dict, key: str, n: int, scale: np.ndarray) -> np.nd
 def read_imdb(path: str | Path) -> list[dict[str, Any]]:
     """Records of an imdb, without its header row and reduced to the fields used here.
 
-    Each has ``question``, ``question_id``, ``image_id``, ``image_width``, ``image_height``, ``feature_path``,
-    ``image_path`` (or None) and ``answers`` (empty if the split has none). Raises DataError naming the first record
+    Each has `question`, `question_id`, `image_id`, `image_width`, `image_height`, `feature_path`,
+    `image_path` (or None) and `answers` (empty if the split has none). Raises DataError naming the first record
     that lacks one of them. Not to be changed: while the file is the same, so is the list.
     """
     stat = existing(path, "annotations (imdb)").stat()

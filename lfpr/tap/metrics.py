@@ -33,7 +33,7 @@ RESTORED["somebody'd"] = "somebodyd"  # EvalAI's one rule in the other direction
 
 
 def word_tokenize(word: str) -> str:
-    """Lower case, without commas and question marks, ``'s`` split off: how OCR tokens and answers are written."""
+    """Lower case, without commas and question marks, `'s` split off: how OCR tokens and answers are written."""
     return word.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
 
 
@@ -60,7 +60,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance by Myers' bit vectors (1999): one big-integer step per character of ``b``."""
+    """Levenshtein distance by Myers' bit vectors (1999): one big-integer step per character of `b`."""
     if not a:
         return len(b)
     match: dict[str, int] = {}
@@ -132,5 +132,5 @@ def stvqa_accuracy(predictions: str | Sequence[str], answers: Sequence) -> float
 
 def anls(predictions: str | Sequence[str], answers: Sequence) -> float:
     """Average normalised Levenshtein similarity in [0, 1] of one prediction, or the mean over lists of predictions
-    (Biten et al., ICCV 2019: below 0.5 counts as 0). Raises as ``stvqa_accuracy``."""
+    (Biten et al., ICCV 2019: below 0.5 counts as 0). Raises as `stvqa_accuracy`."""
     return _score(_anls, predictions, answers)

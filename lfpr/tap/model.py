@@ -3,7 +3,7 @@
 A question, the object tags and the OCR tags go through TextBERT; objects and OCR tokens through linear encoders; a
 multimodal transformer (MMT) reads all of them and decodes an answer step by step, each step choosing a word of a fixed
 vocabulary or copying an OCR token (Hu et al., M4C, CVPR 2020; Yang et al., TAP, CVPR 2021). The MMT is a stack of
-transformers' ``BertLayer``, so every pruning call of this package works on it. State-dict names are those of the
+transformers' `BertLayer`, so every pruning call of this package works on it. State-dict names are those of the
 published checkpoints.
 
 Encoder positions never attend to decoding positions, so the encoder part does not depend on the answer: its keys and
@@ -44,7 +44,7 @@ class KeyValueCache:
         self.layers: dict[int, tuple[Tensor, Tensor, int]] = {}
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Append key and value [B, heads, new, head_dim] of ``layer``; return those of all positions so far."""
+        """Append key and value [B, heads, new, head_dim] of `layer`; return those of all positions so far."""
         if layer not in self.layers:
             shape = (*key.shape[:2], self.positions, key.shape[3])
             self.layers[layer] = key.new_empty(shape), value.new_empty(shape), 0
@@ -56,7 +56,7 @@ class KeyValueCache:
 
 
 class Encoder(nn.Module):
-    """A stack of BERT layers; ``mask`` is boolean, True where a query (row) may attend to a key (column)."""
+    """A stack of BERT layers; `mask` is boolean, True where a query (row) may attend to a key (column)."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -64,14 +64,14 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config, layer_idx=i) for i in range(config.num_hidden_layers))
 
     def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """x [B, positions, D] after all layers; with ``cache``, x are further positions after those in it."""
+        """x [B, positions, D] after all layers; with `cache`, x are further positions after those in it."""
         for layer in self.layer:
             x = layer(x, attention_mask=mask, past_key_values=cache)
         return x
 
 
 class TextBert(nn.Module):
-    """BERT embeddings and ``text_layers`` layers over [question | OCR tags | object tags]."""
+    """BERT embeddings and `text_layers` layers over [question | OCR tags | object tags]."""
 
     def __init__(self, config: TAPConfig) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class TextBert(nn.Module):
 
 
 class Fc7(nn.Module):
-    """The last layer of the object detector, fine-tuned with TAP; its parameters are named ``module.lc``."""
+    """The last layer of the object detector, fine-tuned with TAP; its parameters are named `module.lc`."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class PreviousPredictions(nn.Module):
 
 
 class MMT(nn.Module):
-    """The multimodal transformer and the embedding of the answer so far; parts only, ``TAP`` runs them."""
+    """The multimodal transformer and the embedding of the answer so far; parts only, `TAP` runs them."""
 
     def __init__(self, config: TAPConfig) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class OcrPointer(nn.Module):
 
 @dataclass
 class Encoded:
-    """What the encoder positions become before the MMT: x [B, S, D], valid [B, S]; OCR tokens are the last ``ocr``."""
+    """What the encoder positions become before the MMT: x [B, S, D], valid [B, S]; OCR tokens are the last `ocr`."""
 
     x: Tensor
     valid: Tensor
@@ -155,9 +155,9 @@ class Encoded:
 
 
 class TAP(nn.Module):
-    """TAP (Yang et al., CVPR 2021) with M4C's decoder (Hu et al., CVPR 2020), on batches of ``lfpr.tap.batches``.
+    """TAP (Yang et al., CVPR 2021) with M4C's decoder (Hu et al., CVPR 2020), on batches of `lfpr.tap.batches`.
 
-    Batches are dicts of the tensors listed at ``encode``; scores are logits over V answers and ``num_ocr`` copies.
+    Batches are dicts of the tensors listed at `encode`; scores are logits over V answers and `num_ocr` copies.
     """
 
     prunable_path = "mmt.encoder"  # what lfpr.prunable(tap) prunes
@@ -191,7 +191,7 @@ class TAP(nn.Module):
     def encode(self, batch: Batch) -> Encoded:
         """Inputs of the MMT's encoder positions, padding that no sample uses cut away.
 
-        ``batch``: text [B, L]; obj_features [B, O, F], obj_boxes [B, O, 4], num_obj [B]; ocr_fasttext [B, C, 300],
+        `batch`: text [B, L]; obj_features [B, O, F], obj_boxes [B, O, 4], num_obj [B]; ocr_fasttext [B, C, 300],
         ocr_phoc [B, C, 604], ocr_features [B, C, F], ocr_boxes [B, C, 4], num_ocr [B]. Boxes are relative to the image.
         """
         text, num_obj, num_ocr = batch["text"], batch["num_obj"], batch["num_ocr"]
@@ -219,11 +219,11 @@ class TAP(nn.Module):
         return Encoded(x, valid, num_ocr, slots)
 
     def forward(self, batch: Batch, previous: Tensor) -> Tensor:
-        """Teacher-forced scores [B, T, V + num_ocr] after the answers so far, ``previous`` [B, T], BOS first."""
+        """Teacher-forced scores [B, T, V + num_ocr] after the answers so far, `previous` [B, T], BOS first."""
         return self.score(self.encode(batch), previous)
 
     def score(self, encoded: Encoded, previous: Tensor) -> Tensor:
-        """``forward``'s scores [B, T, V + num_ocr] on inputs that ``encode`` has made."""
+        """`forward`'s scores [B, T, V + num_ocr] on inputs that `encode` has made."""
         decoding = self.mmt.prev_pred_embeddings(self.classifier["module"].weight, encoded.ocr, previous)
         (samples, positions), steps = encoded.valid.shape, previous.shape[1]
         mask = torch.zeros(samples, 1, positions + steps, positions + steps, dtype=torch.bool, device=previous.device)
@@ -235,9 +235,9 @@ class TAP(nn.Module):
 
     @torch.no_grad()
     def generate(self, batch: Batch, steps: int | None = None, stop: bool = False) -> tuple[Tensor, Tensor]:
-        """Greedy decoding: scores [B, T, V + num_ocr] and predictions [B, T] of ``steps`` steps (default: all).
+        """Greedy decoding: scores [B, T, V + num_ocr] and predictions [B, T] of `steps` steps (default: all).
 
-        With ``stop``, decoding ends early once every sample has produced ``</s>``; T is then the steps done.
+        With `stop`, decoding ends early once every sample has produced `</s>`; T is then the steps done.
         """
         steps = self.config.decoding_steps if steps is None else steps
         encoded = self.encode(batch)
@@ -268,9 +268,9 @@ class TAP(nn.Module):
         return torch.cat([words, F.pad(copies, (0, self.config.num_ocr - encoded.slots), value=INVALID)], -1)
 
     def load_checkpoint(self, path: str | Path) -> TAP:
-        """Load a published checkpoint (``.ckpt``/``.pth``: a state dict, or one under "model") or ``.safetensors``.
+        """Load a published checkpoint (`.ckpt`/`.pth`: a state dict, or one under "model") or `.safetensors`.
 
-        Entries of other tasks' heads (TAP's pre-training) are left out. Raises ``CheckpointError`` if the file is
+        Entries of other tasks' heads (TAP's pre-training) are left out. Raises `CheckpointError` if the file is
         missing or unreadable, an entry of this model is missing, or a shape differs. Pickled code is never run. Returns
         self.
         """

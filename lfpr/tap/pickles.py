@@ -1,7 +1,7 @@
 """NumPy files from outside, read without running anything: arrays, and pickled records by a restricted unpickler.
 
 TAP publishes its annotations as object arrays, that is as pickles, and a pickle is a program.
-``np.load(allow_pickle=True)`` would run whatever a downloaded file says; here the header is parsed by NumPy and the
+`np.load(allow_pickle=True)` would run whatever a downloaded file says; here the header is parsed by NumPy and the
 body admits NumPy arrays, dtypes and scalars, numbers, strings and plain containers only. Files by NumPy 1 and 2 and by
 Python 2 (latin1) are read alike.
 """
@@ -22,7 +22,7 @@ class Refused(pickle.UnpicklingError):
 
 
 class _NDArray:
-    """Stands for the class ``numpy.ndarray`` in a pickle: an argument of ``_reconstruct``, not to be called."""
+    """Stands for the class `numpy.ndarray` in a pickle: an argument of `_reconstruct`, not to be called."""
 
 
 def _reconstruct(_cls, shape, kind):
@@ -63,7 +63,7 @@ ADMITTED = {
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Unpickler that resolves the names in ``ADMITTED`` and raises ``Refused`` for any other."""
+    """Unpickler that resolves the names in `ADMITTED` and raises `Refused` for any other."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in ADMITTED.get(module, ()):
@@ -72,9 +72,9 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def load_npy(path: str | Path, what: str) -> np.ndarray:
-    """The array in an ``.npy`` file; object arrays go through ``RestrictedUnpickler``.
+    """The array in an `.npy` file; object arrays go through `RestrictedUnpickler`.
 
-    ``what`` says what the file is, for messages. Raises FileNotFoundError for a missing file, and DataError for a
+    `what` says what the file is, for messages. Raises FileNotFoundError for a missing file, and DataError for a
     truncated or foreign one and for a pickle that asks for anything but arrays, numbers, strings and plain containers.
     """
     path = existing(path, what)
@@ -102,7 +102,7 @@ def load_npy(path: str | Path, what: str) -> np.ndarray:
 
 
 def load_dict(path: str | Path, what: str) -> dict:
-    """The dict in a ``_info.npy`` file (a pickled dict in a 0-dimensional object array). Raises as ``load_npy``."""
+    """The dict in a `_info.npy` file (a pickled dict in a 0-dimensional object array). Raises as `load_npy`."""
     array = load_npy(path, what)
     if array.dtype != object or array.size != 1 or not isinstance(array.item(), dict):
         raise DataError(f"{path} ({what}): expected one dict, found an array of {array.dtype} of shape {array.shape}")
@@ -110,7 +110,7 @@ def load_dict(path: str | Path, what: str) -> dict:
 
 
 def load_features(path: str | Path, what: str, width: int) -> np.ndarray:
-    """Features [n, width] as float32 from an ``.npy`` file. As ``load_npy``, and DataError for a wrong shape or NaN."""
+    """Features [n, width] as float32 from an `.npy` file. As `load_npy`, and DataError for a wrong shape or NaN."""
     array = load_npy(path, what)
     if array.size == 0:  # an image without boxes, whatever shape its writer chose
         return np.zeros((0, width), np.float32)

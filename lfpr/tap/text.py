@@ -28,7 +28,7 @@ PHOC_SIZE = 36 * (2 + 3 + 4 + 5) + 50 * 2
 
 
 def _in_regions(start: np.ndarray, end: np.ndarray, level: int) -> np.ndarray:
-    """[n, level] bool: at least half of the span start..end lies in each of ``level`` equal parts of the word."""
+    """[n, level] bool: at least half of the span start..end lies in each of `level` equal parts of the word."""
     edges = np.arange(level + 1, dtype=np.float32) / np.float32(level)
     overlap = np.minimum(end[:, None], edges[1:]) - np.maximum(start[:, None], edges[:-1])
     return overlap / (end - start)[:, None] >= 0.5  # in float32 like the published code: ties decide
@@ -67,7 +67,7 @@ def read_words(path: Path) -> list[str]:
 
 
 class WordPieces:
-    """BERT's uncased word pieces from a ``vocab.txt`` (or the folder that holds it); calling it gives TAP's text input.
+    """BERT's uncased word pieces from a `vocab.txt` (or the folder that holds it); calling it gives TAP's text input.
 
     Raises FileNotFoundError, and DataError if [PAD] is not piece 0 or [UNK], [CLS] or [SEP] is absent.
     """
@@ -111,10 +111,10 @@ class WordPieces:
 
 
 class AnswerVocab:
-    """The fixed answer vocabulary, a word a line: ``words``, ``index``, and indices ``pad``, ``bos``, ``eos``, ``unk``.
+    """The fixed answer vocabulary, a word a line: `words`, `index`, and indices `pad`, `bos`, `eos`, `unk`.
 
-    ``source`` is a file or the words themselves. Raises FileNotFoundError, and DataError if ``<pad>`` is not word 0 or
-    ``<s>``, ``</s>`` or ``<unk>`` is absent.
+    `source` is a file or the words themselves. Raises FileNotFoundError, and DataError if `<pad>` is not word 0 or
+    `<s>`, `</s>` or `<unk>` is absent.
     """
 
     def __init__(self, source: str | Path | Sequence[str]) -> None:
@@ -131,9 +131,9 @@ class AnswerVocab:
         return len(self.words)
 
     def spell(self, answer: str, ocr_tokens: Sequence[str], limit: int = 20) -> list[tuple[int, ...]]:
-        """Index sequences that write ``answer``: each word from the vocabulary or from any equal OCR token.
+        """Index sequences that write `answer`: each word from the vocabulary or from any equal OCR token.
 
-        At most ``limit`` of them, as published; none if a word is neither in the vocabulary nor among the tokens.
+        At most `limit` of them, as published; none if a word is neither in the vocabulary nor among the tokens.
         """
         sequences: list[tuple[int, ...]] = [()] if answer.split() else []
         for word in answer.split():
@@ -169,7 +169,7 @@ def spellings(answers: Sequence[str], ocr_tokens: Sequence[str], vocab: AnswerVo
 
 
 def label_spellings(sequence: Sequence[int], vocab: AnswerVocab, ocr_tokens: Sequence[str]) -> Spellings:
-    """A model's prediction as the only spelling: indices up to the first ``</s>``. ValueError for a wrong one."""
+    """A model's prediction as the only spelling: indices up to the first `</s>`. ValueError for a wrong one."""
     sequence = [int(i) for i in sequence]
     sequence = sequence[: sequence.index(vocab.eos)] if vocab.eos in sequence else sequence
     if any(not 0 <= i < len(vocab) + len(ocr_tokens) for i in sequence):
@@ -185,9 +185,9 @@ def _lfpr_choice(n: int) -> int:
 
 
 def write_targets(spelled: Spellings, vocab: AnswerVocab, targets, previous, loss_mask, draw: float | None) -> None:
-    """Fill zeroed rows ``targets`` [T, V + num_ocr], ``previous`` [T], ``loss_mask`` [T] of one question in place.
+    """Fill zeroed rows `targets` [T, V + num_ocr], `previous` [T], `loss_mask` [T] of one question in place.
 
-    ``draw`` in [0, 1) chooses the sequence; None makes LFPR's choice.
+    `draw` in [0, 1) chooses the sequence; None makes LFPR's choice.
     """
     previous[0] = vocab.bos
     for index, score in spelled.first.items():
@@ -213,10 +213,10 @@ def answer_targets(
 ) -> dict[str, np.ndarray]:
     """Teacher-forcing targets of one question (M4C): one spelling is sampled, the first step is soft over all of them.
 
-    Returns ``targets`` float32 [steps, V + num_ocr], ``previous`` int64 [steps] (the input indices, ``<s>`` first) and
-    ``loss_mask`` float32 [steps] (1 up to and including ``</s>``; all 0 if no answer can be written). ``rng`` samples
-    the spelling; without it, the choice that LFPR's code makes. ``ocr_tokens`` are normalised (``word_tokenize``) and
-    at most ``num_ocr``.
+    Returns `targets` float32 [steps, V + num_ocr], `previous` int64 [steps] (the input indices, `<s>` first) and
+    `loss_mask` float32 [steps] (1 up to and including `</s>`; all 0 if no answer can be written). `rng` samples
+    the spelling; without it, the choice that LFPR's code makes. `ocr_tokens` are normalised (`word_tokenize`) and
+    at most `num_ocr`.
     """
     if len(ocr_tokens) > num_ocr or steps < 1:
         raise ValueError(
@@ -236,7 +236,7 @@ def answer_targets(
 
 
 class Answer(NamedTuple):
-    """A model's answer: its ``text``, and each word with its source, "vocabulary" or "ocr" (copied from a token)."""
+    """A model's answer: its `text`, and each word with its source, "vocabulary" or "ocr" (copied from a token)."""
 
     text: str
     words: list[tuple[str, str]]
@@ -246,9 +246,9 @@ class Answer(NamedTuple):
 
 
 def decode(predictions: Sequence[int], ocr_tokens: Sequence[str], vocab: AnswerVocab) -> Answer:
-    """The answer that indices [T] write up to the first ``</s>``: its ``text``, and ``words`` with their sources.
+    """The answer that indices [T] write up to the first `</s>`: its `text`, and `words` with their sources.
 
-    Index i < V is word i of ``vocab``, V + j a copy of OCR token j; of a padded OCR position it reads ``<pad>``, as
+    Index i < V is word i of `vocab`, V + j a copy of OCR token j; of a padded OCR position it reads `<pad>`, as
     published. Raises ValueError for a negative index.
     """
     words = []

@@ -1,7 +1,7 @@
 """Vectors of OCR tokens: FastText's, read from its binary file, and hashed character n-grams that need no file.
 
 FastText's vector of a word is the mean of the input rows of the word itself, if training saw it, and of its character
-n-grams, each in one of a fixed number of hashed rows (Bojanowski et al., 2017). ``wiki.en.bin`` has gigabytes of such
+n-grams, each in one of a fixed number of hashed rows (Bojanowski et al., 2017). `wiki.en.bin` has gigabytes of such
 rows: they are mapped into memory rather than read, so that only the pages of words that occur are loaded.
 """
 
@@ -17,15 +17,15 @@ import numpy as np
 from lfpr.files import WHERE, DataError, existing
 
 Embedding = Callable[[Sequence[str]], np.ndarray]
-"""Vectors of OCR tokens: a list of n words -> float32 [n, dim]; has an attribute ``dim``."""
+"""Vectors of OCR tokens: a list of n words -> float32 [n, dim]; has an attribute `dim`."""
 
 
 class HashedNgrams:
     """Word vectors without a download: the normalised sum of fixed random vectors of a word's character 1- to 4-grams.
 
     Similar spellings get similar vectors, as with FastText's subwords, but nothing is learned: it is no stand-in for
-    FastText in a model trained with it. Deterministic given ``dim`` and ``seed``. ``self(words)`` -> float32 [n, dim],
-    rows of length 1. Raises ValueError for a ``dim`` or ``buckets`` below 1.
+    FastText in a model trained with it. Deterministic given `dim` and `seed`. `self(words)` -> float32 [n, dim],
+    rows of length 1. Raises ValueError for a `dim` or `buckets` below 1.
     """
 
     def __init__(self, dim: int = 300, seed: int = 0, buckets: int = 1 << 13) -> None:
@@ -58,7 +58,7 @@ INPUTS = struct.Struct("<?2q")  # whether quantised, rows, columns
 
 
 class FastText:
-    """FastText vectors (Bojanowski et al., 2017) from a ``.bin`` file such as wiki.en.bin: ``self(words)`` -> float32
+    """FastText vectors (Bojanowski et al., 2017) from a `.bin` file such as wiki.en.bin: `self(words)` -> float32
     [n, dim].
 
     A token of several words gets their mean, as in M4C. Takes a few seconds and 0.5 GB for the 2.5 million words of
@@ -104,7 +104,7 @@ class FastText:
         return self._inputs[rows].mean(0) if rows else np.zeros(self.dim, np.float32)
 
     def _ngrams(self, marked: str) -> Iterator[str]:
-        """N-grams of characters, a repeated one as often as it occurs; the marks ``<`` and ``>`` alone are none."""
+        """N-grams of characters, a repeated one as often as it occurs; the marks `<` and `>` alone are none."""
         for start in range(len(marked)):
             for end in range(start + self._shortest, min(start + self._longest, len(marked)) + 1):
                 if end - start > 1 or 0 < start < len(marked) - 1:
@@ -113,7 +113,7 @@ class FastText:
 
 @lru_cache(maxsize=1)
 def fasttext(path: Path) -> FastText:
-    """``FastText(path)``, the last one shared: every data set of an experiment needs the same file."""
+    """`FastText(path)`, the last one shared: every data set of an experiment needs the same file."""
     return FastText(path)
 
 

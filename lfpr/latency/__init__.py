@@ -1,0 +1,1 @@
+"""Measured latency as a cost, and mask search under it."""

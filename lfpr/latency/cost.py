@@ -1,0 +1,251 @@
+"""What heads and neurons cost in measured time: a table of a layer's latency by its number of heads and of neurons.
+
+Latency is not linear in width: below some width it is flat (launch overhead, memory), so narrowing a sub-layer further
+gains nothing and dropping it whole gains much. `LatencyCost.measure` times the model's own layers, physically shrunk to
+some widths, splits each run into attention and feed-forward sub-layer, takes medians, makes them monotone (isotonic
+least squares: noise cannot make a wider sub-layer faster) and interpolates.
+
+`fit_plateau` is the published fit of such a table, a constant up to a threshold and a line after it (Kwon et al.,
+NeurIPS 2022).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfpr.encoder import PrunableEncoder
+from lfpr.files import write_whole
+from lfpr.layerwise import Replay
+from lfpr.masks import Masks
+from lfpr.shrink import _evaluating, resize
+
+FORMAT = 1
+
+
+class LatencyCost:
+    """Latency of an encoder's layers, `attention[h]` for a layer with h heads plus `ffn[n]` for one with n neurons.
+
+    `attention` [H + 1] and `ffn` [N + 1] are in `unit`, index 0 being what is left when all are removed; `full` is the
+    latency of all `num_layers` unpruned layers. `measured` keeps the widths and medians behind the tables, if any, and
+    `published` makes `search` follow the published code. Raises ValueError for tables that are empty, negative or not
+    finite, or where the full width costs nothing.
+    """
+
+    def __init__(
+        self,
+        attention: Sequence[float],
+        ffn: Sequence[float],
+        num_layers: int,
+        unit: str = "seconds",
+        measured: dict[str, Any] | None = None,
+        published: bool = False,
+    ) -> None:
+        if num_layers < 1 or num_layers != int(num_layers):
+            raise ValueError(f"num_layers = {num_layers}: must be a whole number of at least 1")
+        self.attention, self.ffn = _table("attention", attention), _table("ffn", ffn)
+        self.num_layers, self.unit, self.measured, self.published = int(num_layers), unit, measured, published
+        self.full = self.of([len(self.attention) - 1] * num_layers, [len(self.ffn) - 1] * num_layers)
+
+    def of(self, heads: Sequence[int], neurons: Sequence[int]) -> float:
+        """Latency, in `unit`, of an encoder whose layers keep these numbers of heads and neurons."""
+        return math.fsum([*self.attention[list(heads)], *self.ffn[list(neurons)]])
+
+    def kept(self, masks: Masks) -> float:
+        """Latency, in `unit`, of what `masks` keep (their non-zero entries). ValueError for masks of another shape."""
+        for name, mask, table in (("heads", masks.heads, self.attention), ("neurons", masks.neurons, self.ffn)):
+            if mask.shape != (self.num_layers, len(table) - 1):
+                raise ValueError(
+                    f"masks.{name}: shape {tuple(mask.shape)}, the table is for {(self.num_layers, len(table) - 1)}"
+                )
+        return self.of(masks.heads_kept, masks.neurons_kept)
+
+    def fraction(self, masks: Masks) -> float:
+        """`kept` divided by `full`."""
+        return self.kept(masks) / self.full
+
+    @classmethod
+    def from_published(cls, attention: Sequence[float], ffn: Sequence[float], num_layers: int) -> LatencyCost:
+        """From the look-up tables of Kwon et al. (NeurIPS 2022), which start at one head and one neuron, in ms."""
+        return cls([0.0, *attention], [0.0, *ffn], num_layers, "milliseconds", published=True)
+
+    @classmethod
+    @torch.no_grad()
+    def measure(
+        cls,
+        encoder: PrunableEncoder,
+        batch: Any,
+        forward: Callable[[Any], Any],
+        heads: Iterable[int] | None = None,
+        neurons: Iterable[int] | None = None,
+        repeats: int = 30,
+        warmup: int = 5,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> LatencyCost:
+        """Time copies of the encoder's first layer, shrunk to some widths, on the input that `forward(batch)` gives it.
+
+        `heads` and `neurons` are the widths to measure (by default, every number of heads up to 16 of them, and nine
+        numbers of neurons); 0 and the full width are always measured, others interpolated. Each of `repeats` rounds
+        runs all widths once, after `warmup` rounds, so that a disturbance meets all of them; a width's latency is its
+        median. The time up to the attention's output projection is the attention's, the rest the FFN's; on a GPU both
+        ends are synchronised. In evaluation mode. `clock` returns seconds. Raises ValueError for widths that a layer
+        cannot have, too few repeats, or an encoder whose layers differ in width.
+        """
+        num_heads, num_neurons = encoder.require_uniform()
+        if repeats < 1 or warmup < 0:
+            raise ValueError(f"repeats = {repeats}, warmup = {warmup}: must be at least 1 and at least 0")
+        heads = _widths("heads", heads, num_heads, steps=16)
+        neurons = _widths("neurons", neurons, num_neurons, steps=8)
+        layers = []
+        for i in range(max(len(heads), len(neurons))):
+            one = PrunableEncoder(encoder.module, "", [copy.deepcopy(encoder.layers[0])], encoder.parts[0].family)
+            resize(one, [heads[min(i, len(heads) - 1)]], [neurons[min(i, len(neurons) - 1)]])
+            layers.append(one)
+        samples = np.empty((repeats, len(layers), 2))
+        with (
+            _evaluating(encoder.module, *(one.layers[0] for one in layers)),
+            Replay(encoder, [batch], forward) as replay,
+        ):
+            call = replay.calls[0]
+            x, arguments = replay.spool.get(call.x), replay.load(call.arguments[0])
+            for number in range(warmup + repeats):
+                for i, one in enumerate(layers):
+                    samples[max(0, number - warmup), i] = _time(one, x, arguments, clock)
+        medians = np.median(samples, 0)
+        attention = [float(np.median(samples[:, i, 0])) for i in range(len(heads))]
+        attention[-1] = float(np.median(samples[:, len(heads) - 1 :, 0]))
+        ffn = medians[: len(neurons), 1].tolist()
+        ffn[-1] = float(np.median(samples[:, len(neurons) - 1 :, 1]))
+        measured = {
+            "heads": heads,
+            "attention": attention,
+            "neurons": neurons,
+            "ffn": ffn,
+            "input": list(x.shape),
+            "repeats": repeats,
+            "device": str(x.device),
+            "dtype": str(x.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+        tables = (
+            np.interp(np.arange(full + 1), widths, monotone(medians))
+            for full, widths, medians in ((num_heads, heads, attention), (num_neurons, neurons, ffn))
+        )
+        return cls(*tables, encoder.num_layers, measured=measured)
+
+    def save(self, path: str | Path) -> None:
+        """Write the tables as JSON, whole or not at all."""
+        values = {
+            "format": FORMAT,
+            "unit": self.unit,
+            "num_layers": self.num_layers,
+            "published": self.published,
+            "attention": self.attention.tolist(),
+            "ffn": self.ffn.tolist(),
+            "measured": self.measured,
+        }
+        write_whole(path, lambda partial: partial.write_text(json.dumps(values) + "\n"))
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyCost:
+        """Read what `save` wrote. Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"LatencyCost.load: no file {path}")
+        try:
+            values = json.loads(Path(path).read_text())
+            if values["format"] != FORMAT:
+                raise ValueError(f"format {values['format']!r}, expected {FORMAT}")
+            names = ("attention", "ffn", "num_layers", "unit", "measured", "published")
+            return cls(*(values[name] for name in names))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a latency table: {error}") from error
+
+
+def take_turns(calls: Mapping[Any, Callable[[], object]], repeats: int) -> dict[Any, list[float]]:
+    """Seconds of `repeats` calls of each. They take turns, and in which one is first, so that drift of the machine
+    hits all alike; a first round warms up and is not counted."""
+    seconds: dict[Any, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(-1, repeats):
+        for place in range(len(names)):
+            name = names[(place + turn) % len(names)]
+            start = time.perf_counter()
+            calls[name]()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def monotone(values: Sequence[float]) -> np.ndarray:
+    """The non-decreasing sequence nearest to `values` in squares (pool adjacent violators)."""
+    pools: list[tuple[float, int]] = []  # mean, size
+    for value in values:
+        pool = (float(value), 1)
+        while pools and pools[-1][0] > pool[0]:
+            mean, size = pools.pop()
+            pool = ((mean * size + pool[0] * pool[1]) / (size + pool[1]), size + pool[1])
+        pools.append(pool)
+    return np.concatenate([np.full(size, mean) for mean, size in pools])
+
+
+def fit_plateau(table: Sequence[float]) -> tuple[int, float, float]:
+    """(threshold, constant, slope) of the published fit to a table for 1, 2, ... heads or neurons.
+
+    The latency is `constant` up to `threshold` parts, and `constant + slope · (parts - threshold)` beyond; the constant
+    is the mean below the threshold, the slope that of least squares, at least 0. Of all thresholds, the best fit.
+    """
+    table = _table("table", [0.0, *table])[1:]
+    best = (np.inf, 0, 0.0, 0.0)
+    for threshold in range(1, len(table) + 1):
+        constant = table[:threshold].mean()
+        x, y = np.arange(1, len(table) - threshold + 1), table[threshold:] - constant
+        slope = max(0.0, (x * y).sum() / (x * x).sum()) if len(x) else 0.0
+        error = np.square(table[:threshold] - constant).sum() + np.square(y - slope * x).sum()
+        if error < best[0]:
+            best = (error, threshold, float(constant), float(slope))
+    return best[1:]
+
+
+def _time(one: PrunableEncoder, x: Tensor, arguments: tuple, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of the attention and of the FFN sub-layer in one run of a layer."""
+
+    def now() -> float:
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return clock()
+
+    between = []
+    hook = one.parts[0].attention_output.register_forward_hook(lambda *_: between.append(now()))
+    args, kwargs, name = arguments
+    try:
+        start = now()
+        one.layers[0](**{name: x}, **kwargs) if name else one.layers[0](x, *args, **kwargs)
+        end = now()
+    finally:
+        hook.remove()
+    return between[-1] - start, end - between[-1]
+
+
+def _widths(name: str, widths: Iterable[int] | None, full: int, steps: int) -> list[int]:
+    if widths is None:
+        widths = range(full + 1) if full <= steps else [round(full * i / steps) for i in range(steps + 1)]
+    found = sorted({0, full, *widths})
+    if found[0] < 0 or found[-1] > full or any(width != int(width) for width in found):
+        raise ValueError(f"{name} = {list(widths)}: must be whole numbers from 0 to {full}")
+    return [int(width) for width in found]
+
+
+def _table(name: str, values: Sequence[float]) -> np.ndarray:
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 1 or len(table) < 2 or not np.isfinite(table).all() or (table < 0).any() or not table[-1] > 0:
+        raise ValueError(f"{name}: expected at least two finite latencies >= 0, the last above 0, found {values!r:.80}")
+    return table

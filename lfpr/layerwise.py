@@ -1,0 +1,344 @@
+"""Running one layer of an encoder at a time, on inputs kept in a temporary file.
+
+Layer-wise methods (rescaling) need each layer's inputs under two sets of masks, layer after layer. Running the whole
+model for each layer costs O(L²) layer passes; keeping all activations in memory grows with the sample. So the model
+runs once, up to its first layer, to see with which arguments its layers are called; from then on layers are called
+directly, and their inputs wait in a file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from lfpr.encoder import PrunableEncoder, UnsupportedArchitecture
+
+
+@dataclass
+class Call:
+    """One call of the encoder: the input of its first layer, the other arguments of each, weights of the tokens."""
+
+    x: Slot
+    arguments: list[tuple[tuple, dict, str | None]]  # per layer, or one for all of them
+    weights: Slot | None  # [B, S]
+
+
+@dataclass
+class LayerRun:
+    """What one run of a layer computed; `context` and `activation` are the output projections' inputs before masks."""
+
+    context: Tensor | None = None  # [B, S, H·dh]
+    attended: Tensor | None = None  # [B, S, d], output of the attention's output projection
+    ffn_input: Tensor | None = None  # [B, S, d]
+    activation: Tensor | None = None  # [B, S, N]
+    fed: Tensor | None = None  # [B, S, d], output of the FFN's output projection
+    output: Tensor | None = None  # [B, S, d]
+
+
+class Replay:
+    """Records how `encoder` is called, once per batch, and runs its layers one by one.
+
+    `forward(batch)` runs the module. `tokens(batch)` gives the weights [B, S] of the encoder's positions (booleans or
+    numbers >= 0); by default they are read from the attention mask of the call: a token that no token attends to is
+    padding. Use as a context manager, with the module in evaluation mode and without gradients. Raises
+    `UnsupportedArchitecture` if a layer's input is not the output of the one before, and ValueError for calls that
+    cannot be repeated, such as those with a cache.
+    """
+
+    def __init__(
+        self,
+        encoder: PrunableEncoder,
+        batches: Iterable[Any],
+        forward: Callable[[Any], Any],
+        tokens: Callable[[Any], Tensor] | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
+        self.encoder, self.forward, self.tokens = encoder, forward, tokens
+        self.spool, self.calls = Spool(folder), []
+        self.post_norm = False  # whether normalisation follows the residual sum (BERT) or precedes the sub-layer
+        try:
+            self._record(batches)
+        except BaseException:
+            self.spool.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.spool.close()
+
+    def run(
+        self, layer: int, call: Call, x: Tensor, heads: Tensor | None, neurons: Tensor | None, attention_only=False
+    ) -> LayerRun:
+        """Run one layer on `x` [B, S, d] under masks [H] and [N], None for ones."""
+        part, seen = self.encoder.parts[layer], LayerRun()
+        scale = None if heads is None else heads.repeat_interleave(part.head_dim)
+        hooks = [
+            part.attention_output.register_forward_pre_hook(_masking(seen, "context", scale)),
+            part.attention_output.register_forward_hook(_keeping(seen, "attended", attention_only)),
+            part.ffn_in[0].register_forward_pre_hook(_masking(seen, "ffn_input", None)),
+            part.ffn_out.register_forward_pre_hook(_masking(seen, "activation", neurons)),
+            part.ffn_out.register_forward_hook(_keeping(seen, "fed")),
+        ]
+        args, kwargs, name = self.load(call.arguments[layer % len(call.arguments)])
+        try:
+            module = self.encoder.layers[layer]
+            seen.output = _first(module(**{name: x}, **kwargs) if name else module(x, *args, **kwargs))
+        except _Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+    def attention_sum(self, x: Tensor, run: LayerRun) -> Tensor:
+        """The layer's input plus its attention's output, before normalisation if that follows."""
+        return x + run.attended
+
+    def ffn_sum(self, run: LayerRun) -> Tensor:
+        """The residual stream plus the FFN's output, before normalisation if that follows."""
+        return run.ffn_input + run.fed if self.post_norm else run.output
+
+    def _record(self, batches: Iterable[Any]) -> None:
+        alike = False  # whether all layers get the same arguments, so that the first one says it all
+        for number, batch in enumerate(batches):
+            seen: list[list[_Seen]] = [[] for _ in self.encoder.layers]
+            with _watching(self.encoder, seen, only_first=alike):
+                self.forward(batch)
+            if not seen[0] or (not alike and len({len(calls) for calls in seen}) > 1):
+                raise ValueError(f"batch {number}: forward called the layers {[len(calls) for calls in seen]} times")
+            where, stored = f"batch {number}", {}
+            told = None if self.tokens is None else (self.tokens(batch),)
+            for calls in zip(*seen[: 1 if alike else None], strict=True):
+                first = calls[0]
+                if told is None:
+                    weights = attention_weights(first.attention_mask, first.x, where)
+                else:
+                    weights = _checked(*told, first.x, where)
+                kept = [first] if all(_same(first, other) for other in calls) else calls
+                arguments = [(*self._store((c.args, c.kwargs), stored, where), c.name) for c in kept]
+                weights = None if weights is None else self.spool.put(weights.float())
+                self.calls.append(Call(self.spool.put(first.x), arguments, weights))
+            if number == 0:
+                self._check(seen)
+                alike = len(seen[0]) == 1 and len(self.calls[0].arguments) == 1
+        if not self.calls:
+            raise ValueError("batches: there is none")
+
+    def _check(self, seen: list[list[_Seen]]) -> None:
+        for i, (calls, following) in enumerate(pairwise(seen)):
+            if not all(_equal(a.output, b.x) for a, b in zip(calls, following, strict=True)):
+                path = self.encoder.parts[i + 1].path
+                raise UnsupportedArchitecture(f"{path}: its input is not the output of the layer before it")
+        first = seen[0][0]
+        self.post_norm = _equal(first.query_input, first.x)
+        if not self.post_norm:  # the output must be a plain sum with the FFN's: move the FFN's, see the output move
+            call = self.calls[0]
+            before = self.run(0, call, first.x, None, None).output
+            hook = self.encoder.parts[0].ffn_out.register_forward_hook(lambda _, args, out: out + first.x)
+            try:
+                moved = self.run(0, call, first.x, None, None).output - before
+            finally:
+                hook.remove()
+            if not (moved - first.x).norm() <= 0.05 * first.x.norm():
+                path = self.encoder.parts[0].path
+                raise UnsupportedArchitecture(f"{path}: its output is not the residual stream plus the FFN's output")
+
+    def _store(self, tree: Any, stored: dict[int, Slot], where: str) -> Any:
+        """Tensors replaced by slots, each tensor written once."""
+        if isinstance(tree, Tensor):
+            if id(tree) not in stored:
+                stored[id(tree)] = self.spool.put(tree)
+            return stored[id(tree)]
+        if isinstance(tree, (tuple, list)):
+            return type(tree)(self._store(item, stored, where) for item in tree)
+        if isinstance(tree, dict):
+            return {name: self._store(item, stored, where) for name, item in tree.items()}
+        if tree is None or isinstance(tree, (bool, int, float, str, torch.dtype, torch.device)):
+            return tree
+        raise ValueError(
+            f"{where}: a layer was called with a {type(tree).__name__}, which cannot be given to it again. "
+            "If it is a cache, run the model without one"
+        )
+
+    def load(self, tree: Any) -> Any:
+        """Stored arguments with their tensors read back."""
+        if isinstance(tree, Slot):
+            return self.spool.get(tree)
+        if isinstance(tree, (tuple, list)):
+            return type(tree)(self.load(item) for item in tree)
+        return {name: self.load(item) for name, item in tree.items()} if isinstance(tree, dict) else tree
+
+
+@dataclass
+class _Seen:
+    x: Tensor
+    args: tuple
+    kwargs: dict
+    name: str | None  # under which x was passed; None if it was the first positional argument
+    attention_mask: Any
+    output: Tensor | None = field(default=None)
+    query_input: Tensor | None = field(default=None)
+
+
+class _Enough(Exception):
+    """Raised inside a forward pass that need not go on."""
+
+
+@contextmanager
+def _watching(encoder: PrunableEncoder, seen: list[list[_Seen]], only_first: bool) -> Iterator[None]:
+    """While active, calls of the layers are noted in `seen`; if `only_first`, the pass ends at the first layer."""
+
+    def entered(i: int) -> Callable:
+        def hook(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+            bound = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
+            mask = bound.get("attention_mask")
+            if args:
+                seen[i].append(_Seen(args[0], args[1:], kwargs, None, mask))
+            else:
+                name = next(iter(bound))
+                rest = {key: value for key, value in kwargs.items() if key != name}
+                seen[i].append(_Seen(kwargs[name], (), rest, name, mask))
+            if only_first:
+                raise _Enough
+
+        return hook
+
+    def left(i: int) -> Callable:
+        def hook(layer: nn.Module, args: tuple, output: Any) -> None:
+            seen[i][-1].output = _first(output)
+
+        return hook
+
+    def queried(linear: nn.Module, args: tuple) -> None:
+        seen[0][-1].query_input = args[0]
+
+    hooks = [encoder.parts[0].query.register_forward_pre_hook(queried)]
+    for i, layer in enumerate(encoder.layers):
+        hooks += [layer.register_forward_pre_hook(entered(i), with_kwargs=True), layer.register_forward_hook(left(i))]
+    try:
+        yield
+    except _Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _masking(seen: LayerRun, name: str, mask: Tensor | None) -> Callable:
+    def hook(linear: nn.Module, args: tuple) -> tuple | None:
+        setattr(seen, name, args[0])
+        return None if mask is None else (args[0] * mask.to(args[0].device, args[0].dtype), *args[1:])
+
+    return hook
+
+
+def _keeping(seen: LayerRun, name: str, stop: bool = False) -> Callable:
+    def hook(linear: nn.Module, args: tuple, output: Tensor) -> None:
+        setattr(seen, name, output)
+        if stop:
+            raise _Enough
+
+    return hook
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a, b)  # one with NaNs equals itself
+
+
+def _same(a: _Seen, b: _Seen) -> bool:
+    """Whether two layers got the same objects beside their inputs."""
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, (tuple, list)) and type(a) is type(b):
+            return len(a) == len(b) and all(map(same, a, b))
+        if isinstance(a, dict) and isinstance(b, dict):
+            return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and type(a) is type(b) and a == b)
+
+    return a.name == b.name and same(a.args, b.args) and same(a.kwargs, b.kwargs)
+
+
+def attention_weights(mask: Any, x: Tensor, where: str) -> Tensor | None:
+    """Which tokens of `x` [B, S, d] any token attends to, [B, S], by the `attention_mask` given to a layer: boolean or
+    additive [B, heads, queries, keys], or [B, keys]. None if there is no mask; S may be the last of the keys."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4) or mask.shape[-1] < x.shape[1]:
+        found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"{where}: cannot tell padding from an attention mask {found}: give `tokens`")
+    if mask.is_floating_point() and mask.ndim == 4:
+        mask = mask > torch.finfo(mask.dtype).min / 2
+    attended = mask.bool().flatten(1, -2).any(1) if mask.ndim == 4 else mask.bool()
+    return attended[:, -x.shape[1] :].expand(x.shape[:2])
+
+
+def _checked(weights: Any, x: Tensor, where: str) -> Tensor:
+    shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+    if shape != tuple(x.shape[:2]):
+        raise ValueError(
+            f"{where}: tokens: expected weights {tuple(x.shape[:2])} for the encoder's input, found {shape}"
+        )
+    weights = weights.float()
+    if not (weights.isfinite() & (weights >= 0)).all():
+        raise ValueError(f"{where}: tokens: weights must be finite and not negative")
+    return weights
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor is in a `Spool`."""
+
+    offset: int
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Spool:
+    """Tensors in an unnamed temporary file in `folder` (by default, the system's place for such files)."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as this object is
+        self.end = 0
+
+    def put(self, x: Tensor, slot: Slot | None = None) -> Slot:
+        """Write a tensor, in the place of another one of its size if `slot` is given."""
+        data = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        if slot is None:
+            slot = Slot(self.end, x.shape, x.dtype, x.device)
+            self.end += data.nbytes
+        elif (slot.shape, slot.dtype) != (x.shape, x.dtype):
+            raise ValueError(f"a tensor {tuple(x.shape)} of {x.dtype} in the place of {tuple(slot.shape)}")
+        self.file.seek(slot.offset)
+        self.file.write(data)
+        return slot
+
+    def get(self, slot: Slot) -> Tensor:
+        """The tensor written last to `slot`, on the device it came from."""
+        count = math.prod(slot.shape)
+        if not count:
+            return torch.empty(slot.shape, dtype=slot.dtype, device=slot.device)
+        data = bytearray(count * slot.dtype.itemsize)
+        self.file.seek(slot.offset)
+        self.file.readinto(data)
+        return torch.frombuffer(data, dtype=slot.dtype).view(slot.shape).to(slot.device)
+
+    def close(self) -> None:
+        """Remove the file."""
+        self.file.close()

@@ -1,0 +1,1 @@
+"""The paper: from finished runs to tidy tables, figures, tables and one page."""

@@ -1,0 +1,170 @@
+"""Saving and loading pruned models: tensors in safetensors, everything else in JSON; loading runs no code from files.
+
+A folder holds `model.safetensors`, `config.json` (the *unpruned* configuration, as the model's own library writes it)
+and `pruning.json`: which model to build, how many heads and neurons each layer of which part keeps. Loading builds the
+unpruned model from its configuration, gives its layers these sizes and loads the weights; the original weights are not
+needed. Only classes in `MODELS` and transformers' own can be built.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lfpr.encoder import encoders
+from lfpr.files import write_whole
+from lfpr.shrink import resize
+
+FORMAT = 1
+
+
+def _tap(config: dict[str, Any]) -> nn.Module:
+    from lfpr.tap.model import TAP, TAPConfig
+
+    return TAP(TAPConfig.from_dict(config))
+
+
+MODELS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"TAP": _tap}
+"""Class name -> what builds the model from its `config.to_dict()`; add a row to save models of your own."""
+
+
+def save_pruned(pruned: nn.Module, folder: str | Path) -> None:
+    """Write a pruned model so that `load_pruned` restores it without the original weights.
+
+    For transformers' models, `TAP`, and any class with a row in `MODELS` and a `config` that has `to_dict()`. The
+    weights keep their dtype. Each file is written whole or not at all, `pruning.json` last. Raises ValueError for other
+    classes.
+    """
+    name = type(pruned).__name__
+    transformers_model = _transformers_class(name) is type(pruned)
+    if not transformers_model and name not in MODELS:
+        raise ValueError(
+            f"cannot save a {name}: expected a model of transformers or one of {sorted(MODELS)} (a row in "
+            "lfpr.save.MODELS adds one). Save the whole model that contains a bare encoder"
+        )
+    config = json.loads(pruned.config.to_json_string(use_diff=False)) if transformers_model else pruned.config.to_dict()
+    parts = {
+        encoder.path: {"heads": encoder.heads_per_layer, "neurons": encoder.neurons_per_layer}
+        for encoder in encoders(pruned, declared=False)
+    }
+    pruning = {
+        "format": FORMAT,
+        "library": "transformers" if transformers_model else "lfpr",
+        "class": name,
+        "parts": parts,
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pruning.json").unlink(missing_ok=True)  # a folder without it is incomplete
+    write_whole(folder / "model.safetensors", lambda path: save_file(_tensors(pruned), path, metadata={"format": "pt"}))
+    write_whole(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    write_whole(folder / "pruning.json", lambda path: path.write_text(json.dumps(pruning, indent=2) + "\n"))
+
+
+def load_pruned(folder: str | Path) -> nn.Module:
+    """The model that `save_pruned` wrote, in evaluation mode, on the CPU.
+
+    Raises FileNotFoundError if a file is missing, and ValueError naming the file and what is wrong with it.
+    """
+    folder = Path(folder)
+    pruning, config = _read(folder / "pruning.json"), _read(folder / "config.json")
+    if pruning.get("format") != FORMAT:
+        raise ValueError(f"{folder / 'pruning.json'}: format {pruning.get('format')!r}, expected {FORMAT}")
+    tensors = _read_tensors(folder / "model.safetensors")
+    with torch.random.fork_rng(devices=[]):  # building draws initial weights that are overwritten
+        model = _build(pruning, config, folder / "pruning.json").eval()
+    found = {encoder.path: encoder for encoder in encoders(model, declared=False)}
+    if found.keys() != pruning["parts"].keys():
+        raise ValueError(f"{folder / 'pruning.json'}: parts {sorted(pruning['parts'])}, the model has {sorted(found)}")
+    for path, sizes in pruning["parts"].items():
+        resize(found[path], sizes["heads"], sizes["neurons"])
+    _load(model, tensors, folder / "model.safetensors")
+    return model
+
+
+def _transformers_class(name: str) -> type[nn.Module] | None:
+    """A model class by the name under which transformers exports it; None if there is none."""
+    import transformers
+
+    found = getattr(transformers, name, None) if name.isidentifier() and not name.startswith("_") else None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+def _build(pruning: dict[str, Any], config: dict[str, Any], path: Path) -> nn.Module:
+    library, name = pruning.get("library"), pruning.get("class", "")
+    if library == "lfpr" and name in MODELS:
+        return MODELS[name](config)
+    if library == "transformers" and (model_class := _transformers_class(name)):
+        return model_class(model_class.config_class.from_dict(config))
+    raise ValueError(
+        f"{path}: cannot build the class {name!r} of library {library!r}; this package has {sorted(MODELS)}"
+    )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each tied tensor once, under its first name."""
+    kept, seen = {}, set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            seen.add(id(value))
+            kept[name] = value.detach().cpu().contiguous()
+    return kept
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict(keep_vars=True)
+    saved = _tensors(model).keys()  # names of a model of this kind
+    wrong = [name for name in saved & tensors.keys() if own[name].shape != tensors[name].shape]
+    problems = {
+        "missing": sorted(saved - tensors.keys()),
+        "unknown": sorted(tensors.keys() - saved),
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}" for name in sorted(wrong)
+        ],
+    }
+    text = "; ".join(f"{len(names)} tensors {what}: {names[:3]}" for what, names in problems.items() if names)
+    if text:
+        raise ValueError(f"{path} does not fit the model: {text}")
+    with torch.no_grad():
+        for name, value in tensors.items():
+            own[name].data = value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: expected a folder written by save_pruned")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: expected a folder written by save_pruned")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+
+
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Loading weights without transformers' bar, whose setting is restored."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

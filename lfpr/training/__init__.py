@@ -1,0 +1,1 @@
+"""Where training runs, and checkpoints of an interrupted one."""

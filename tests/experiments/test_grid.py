@@ -1,0 +1,117 @@
+"""What a plan of the grid stands for, and its cells computed and collected on a little data."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lfpr.experiments import EXPERIMENTS, open_experiment
+from lfpr.experiments import cells as runner
+from lfpr.experiments.grid import PLACE, Cell, cells, inputs, load_grid, share, sources
+from lfpr.paper import collect as results
+from lfpr.paper.tables import TABLES
+
+SMALL = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch": 20, "rescale_samples": 40}
+PLAN = {
+    "profile": "mini",
+    "jobs": 2,
+    "cells": [
+        {"method": "label-free", "constraint": [0.4, 0.8], "stages": "pruned"},
+        {"method": "random", "constraint": 0.4, "seed": [0, 1], "stages": "pruned"},
+        {"method": "label-free", "percentile": 50, "stages": "pruned"},
+        {"method": "fisher", "constraint": 0.4, "stages": "pruned", "rescaled": True},
+        {"method": "label-free", "constraint": 0.4, "stages": "pruned", "num_samples": 20},
+    ],
+}
+
+
+def test_entries_stand_for_all_combinations_of_their_lists():
+    found = cells(PLAN)
+    methods = [cell.place["method"] for cell in found]
+    assert methods == ["label-free", "label-free", "random", "random", "label-free", "fisher", "label-free"]
+    assert found[3].place == PLACE | {"method": "random", "constraint": 0.4, "seed": 1}
+    assert found[4].place["heuristic"] == "threshold" and found[4].place["constraint"] is None
+    assert [cell.variant for cell in found] == [""] * 5 + ["rescaled=True", "num_samples=20"]
+
+
+def test_jobs_share_the_cells():
+    both = [share(PLAN, job) for job in (0, 1)]
+    assert sorted(map(str, both[0] + both[1])) == sorted(map(str, cells(PLAN))) and len(both[0]) == 4
+    with pytest.raises(ValueError, match="job = 2: the plan has jobs 0 … 1"):
+        share(PLAN, 2)
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"constraint": 0.4}, "needs a method"),
+        ({"method": "random"}, "a constraint or a percentile"),
+        ({"method": "random", "constraint": 0.4, "percentile": 50}, "a constraint or a percentile"),
+        ({"method": "random", "constraint": 0.4, "stages": "prunned"}, "prunned"),
+        ({"method": "random", "constraint": [0.4, 0.4]}, "is in the plan twice"),
+    ],
+)
+def test_bad_entries_are_named(entry, message):
+    with pytest.raises(ValueError, match=message):
+        cells({"cells": [entry]})
+
+
+def test_an_experiment_starts_from_its_checkpoint_and_its_texts(tmp_path):
+    plan = {"profile": "full", "data_root": "tap", "checkpoint": "tap.ckpt"}
+    assert sources("tap-textvqa", plan, tmp_path) == [str(tmp_path / "tap.ckpt")]  # even if it is not there
+    names = ("tap.ckpt", "tap/imdb/a/imdb_train.npy", "tap/m4c_vocabs/x.txt")
+    for name in (*names, "tap/feat_resx/1.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sources("tap-textvqa", plan, tmp_path) == sorted(str(tmp_path / name) for name in names)
+    shipped = {name: sources(name, {"profile": "mini"}, "") for name in EXPERIMENTS}
+    assert all(Path(file).is_file() for files in shipped.values() for file in files)
+    assert len(shipped["tap-textvqa"]) == 1 and any("model.safetensors" in file for file in shipped["clip-mscoco"])
+
+
+def test_bad_sources_are_named(tmp_path):
+    with pytest.raises(ValueError, match="there is no file"):
+        load_grid("nowhere.yaml:default")
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"tiny": {"tap-textvqa": PLAN}}))
+    assert load_grid(f"{path}:tiny") == {"tap-textvqa": PLAN}
+    with pytest.raises(ValueError, match=r"grid = 'default': must be one of \['tiny'\]"):
+        load_grid(f"{path}:default")
+
+
+def test_users_files_are_below_one_folder():
+    plan = {"profile": "full", "data_root": "tap", "checkpoint": "checkpoints/tap.ckpt"}
+    assert inputs(plan, "/data") == {"data_root": "/data/tap", "checkpoint": "/data/checkpoints/tap.ckpt"}
+    assert inputs(PLAN, "") == {}
+    with pytest.raises(ValueError, match="profile = 'full' needs data"):
+        inputs(plan, "")
+
+
+@pytest.mark.parametrize("grid", ["default", "full", "published"])
+def test_committed_grids_are_plans_of_all_experiments(grid):
+    plans = load_grid(f"workflow/grid.yaml:{grid}")
+    assert sorted(plans) == sorted(EXPERIMENTS)
+    for plan in plans.values():
+        found = cells(plan)
+        assert Cell(PLACE | {"method": "label-free", "constraint": 0.4}) in found
+        assert {"label-free", "random"} <= {cell.place["method"] for cell in found}
+        assert inputs(plan, "data") or plan["profile"] == "mini"
+
+
+def test_cells_are_computed_and_collected(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "open_experiment", lambda *args, **more: open_experiment(*args, **more | SMALL))
+    experiment = open_experiment("tap-stvqa", runs=tmp_path / "runs", **SMALL)
+    done = [runner.run(experiment, cell) for cell in cells(PLAN)]
+    assert [stage["pruned"].result["fraction"] <= 0.4 for stage in done[2:4]] == [True, True]
+    tables = results.collect({"tap-stvqa": PLAN}, tmp_path / "runs")
+    table = tables["results"]
+    assert list(table.columns) == list(TABLES["results"]) and len(table) == 1 + len(done)
+    assert table.method.iloc[0] == "unpruned" and table.anls.notna().all()
+    assert table.score.iloc[1:].tolist() == [stage["pruned"].result["score"] for stage in done]
+    variants = table[table.variant.fillna("") != ""]
+    assert variants.variant.tolist() == ["rescaled=True", "num_samples=20"]
+    # kept per layer and importances are of the experiment's own way alone
+    assert tables["layers"].groupby(["method", "constraint", "seed"], dropna=False).ngroups == 5
+    results.write(tables, tmp_path / "out")
+    assert json.loads((done[0]["pruned"].folder / "result.json").read_text())["score"] == pytest.approx(table.score[1])

@@ -1,0 +1,150 @@
+"""Dress rehearsal of the profile `full`: made-up files at the real sizes, and every notebook run on them.
+
+    python -m rehearsal.rehearse --out FOLDER [--experiments tap-textvqa ...] [--notebooks 01_data ...]
+
+Nothing may need the real data to be found broken: file formats, memory, stages that only work on small models. The
+files are of TAP's data and checkpoints, of COCO, and of CLIP ViT-B/16; scores mean nothing here. Prints seconds and
+peak memory of each notebook and of each stage, and writes them to `FOLDER/rehearsal.json`. Exits with 1 if a notebook
+failed; its log is named. What is finished is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from papermill import inspect_notebook
+from rehearsal.coco_files import write_clip, write_coco_files
+from rehearsal.tap_files import ANSWERS, PIECES, write_checkpoint, write_tap_files
+
+from lfpr.clip.coco import COCOCaptions, annotation_file
+from lfpr.experiments import TAP_EXPERIMENTS
+from lfpr.experiments.runs import provenance_table, write_json
+from lfpr.tap.model import TAP, TAPConfig
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+STAGES = ("01_data", "02_importance", "03_prune", "04_retrain", "05_evaluate")  # of one experiment
+PAPER = "06_paper"  # of all
+QUESTIONS = {"train": 16, "val": 6, "test": 3, "score": 16}
+IMAGES = {"train": 36, "val": 12}  # more than a batch that scores, fewer than one that retrains
+CELLS = [{"method": ["label-free", "random"], "constraint": 0.4}]  # of the grid that 06 draws
+
+
+def prepare_tap(name: str, folder: Path) -> dict[str, str]:
+    """Write the files of a TAP experiment below `folder`; returns where its data and its checkpoint are."""
+    spec = TAP_EXPERIMENTS[name]
+    inputs = {"data_root": spec.dataset, "checkpoint": f"{name}.ckpt"}
+    if not (folder / inputs["data_root"]).exists():
+        write_tap_files(folder / inputs["data_root"], spec.dataset, QUESTIONS)
+    if not (folder / inputs["checkpoint"]).exists():
+        torch.manual_seed(0)
+        config = TAPConfig(spec.text_layers, spec.mmt_layers, text_vocab_size=PIECES, num_answers=ANSWERS)
+        write_checkpoint(folder / inputs["checkpoint"], TAP(config))
+    return inputs
+
+
+def prepare_clip(folder: Path) -> dict[str, str]:
+    """Write the files of CLIP on MSCOCO below `folder`; returns where its data and its model folder are."""
+    inputs = {"data_root": "coco", "checkpoint": "clip-vit-base-patch16"}
+    root, model = folder / inputs["data_root"], folder / inputs["checkpoint"]
+    if not annotation_file(root, "val").exists():  # the last file that is written
+        write_coco_files(root, IMAGES)
+    if not (model / "model.safetensors").exists():  # here, too
+        torch.manual_seed(0)
+        write_clip(model, [pair.text for split in IMAGES for pair in COCOCaptions(root, split, "all").pairs])
+    return inputs
+
+
+PREPARE: dict[str, Callable[[Path], dict[str, str]]] = {
+    **{name: partial(prepare_tap, name) for name in TAP_EXPERIMENTS},
+    "clip-mscoco": prepare_clip,
+}
+"""Experiment -> what writes its files."""
+
+
+def rehearse(out: Path, experiments: Sequence[str], notebooks: Sequence[str]) -> dict[str, list[dict]]:
+    """Run `notebooks` of each experiment, then 06 on the tables of a small grid of them all; returns the rows of
+    `rehearsal.json`: `notebooks` (name, seconds, peak_memory_mb, failed) and `stages` (`provenance_table`)."""
+    rows, grid = [], {}
+    for name in experiments:
+        inputs = PREPARE[name](out / "files")
+        grid[name] = {"profile": "full", "cells": CELLS} | inputs
+        given = {key: str(out / "files" / value) for key, value in inputs.items()}
+        given |= {"experiment": name, "profile": "full", "runs": str(out / "runs")}
+        rows += [run_notebook(notebook, out / name, given) for notebook in notebooks if notebook != PAPER]
+    if PAPER in notebooks:
+        (out / "grid.yaml").write_text(yaml.safe_dump({"rehearsal": grid}))
+        places = {
+            "grid": f"{out / 'grid.yaml'}:rehearsal",
+            "data": out / "files",
+            "runs": out / "runs",
+            "out": out / "paper",
+        }
+        options = [word for option, place in places.items() for word in (f"--{option}", str(place))]
+        rows.append(run([sys.executable, "-m", "lfpr.paper.collect", *options], out / "tables"))
+        rows.append(run_notebook(PAPER, out, {"folder": str(out / "paper"), "readme": "", "runs": str(out / "runs")}))
+    found = {"notebooks": rows, "stages": provenance_table(out / "runs").to_dict("records")}
+    write_json(out / "rehearsal.json", found)
+    return found
+
+
+def run_notebook(notebook: str, folder: Path, parameters: dict[str, str]) -> dict:
+    """Execute a notebook with those of `parameters` that it declares; what it becomes is in `folder`."""
+    source = NOTEBOOKS / f"{notebook}.ipynb"
+    declared = inspect_notebook(str(source))
+    chosen = [word for name, value in parameters.items() if name in declared for word in ("-r", name, value)]
+    command = [sys.executable, "-m", "papermill", "--kernel", "python3", "--no-progress-bar", "--cwd", str(NOTEBOOKS)]
+    return run([*command, str(source), str(folder / f"{notebook}.ipynb"), *chosen], folder / notebook)
+
+
+MEASURE = """
+import resource, subprocess, sys
+with open(sys.argv[1], "w") as log:
+    code = subprocess.run(sys.argv[2:], stdout=log, stderr=subprocess.STDOUT).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+"""
+
+
+def run(command: list[str], log: Path) -> dict:
+    """Run a command, its output in `log`.log; returns its name, seconds, peak memory and whether it failed.
+
+    The memory is that of its largest process, so of a notebook's kernel. A process between, small itself, measures it:
+    a started program inherits the peak memory of what started it.
+    """
+    log = log.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    name = f"{log.parent.name}/{log.stem}"
+    print(f"{name} ...", flush=True)
+    start = time.perf_counter()
+    measured = subprocess.run([sys.executable, "-c", MEASURE, str(log), *command], stdout=subprocess.PIPE, check=True)
+    code, memory = map(int, measured.stdout.split())
+    seconds = round(time.perf_counter() - start, 1)
+    return {"name": name, "seconds": seconds, "peak_memory_mb": memory, "failed": str(log) if code else None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the files, runs, notebooks and tables")
+    parser.add_argument("--experiments", nargs="+", default=list(PREPARE), choices=PREPARE, metavar="NAME")
+    parser.add_argument("--notebooks", nargs="+", default=[*STAGES, PAPER], choices=[*STAGES, PAPER], metavar="NAME")
+    arguments = parser.parse_args()
+    found = rehearse(arguments.out.absolute(), arguments.experiments, arguments.notebooks)
+    columns = ["experiment", "stage", "label", "seconds", "peak_memory_mb"]
+    print(pd.DataFrame(found["stages"], columns=columns).to_string(index=False))
+    print(pd.DataFrame(found["notebooks"]).to_string(index=False))
+    failed = [row["failed"] for row in found["notebooks"] if row["failed"]]
+    for log in failed:
+        print(f"\n{log}:\n{Path(log).read_text()[-2000:]}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
