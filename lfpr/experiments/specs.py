@@ -1,0 +1,127 @@
+"""The experiments, a row each: what they are called, what they measure, and which way of pruning is their own.
+
+Nothing elsewhere asks for an experiment's name: what differs between them is in its row here, and in its `Task`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Way = tuple[str | None, str, bool]
+"""A row of results.csv: method (None: the experiment's own), variant, retrained."""
+
+
+@dataclass(frozen=True)
+class ExperimentSpec:
+    """One experiment.
+
+    task: where its `Task` is, "module:class", with `arguments` for it; pictures: the module that draws what notebooks
+    show. title: model and data; metrics: column of a stage's result -> label, the first one being the score of figures
+    and tables, `tabulated` those that get a table; samples: what scores count; kept: what a constraint counts.
+    method, rearranged, rescaled, trained: the experiment's own way; methods, controls (methods that only compare), ways
+    (values of trained): what else there is; retraining: its name. alternatives: what one figure compares, label -> Way.
+    tolerance: points that label-free at 40 %, retrained, may lie below the unpruned model on mini's data.
+    """
+
+    name: str
+    task: str
+    pictures: str
+    title: str
+    metrics: Mapping[str, str]
+    samples: str
+    kept: str
+    method: str
+    methods: tuple[str, ...]
+    ways: tuple[str, ...]
+    retraining: str
+    tolerance: float
+    alternatives: Mapping[str, Way]
+    controls: tuple[str, ...] = ()
+    tabulated: tuple[str, ...] = ("score",)
+    rearranged: bool = False
+    rescaled: bool = False
+    constraint: float = 0.4
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> str:
+        """The experiment's own way of retraining."""
+        return self.ways[0]
+
+    @property
+    def score(self) -> str:
+        """What the column `score` measures."""
+        return self.metrics["score"]
+
+
+def _tap(name: str, title: str, dataset: str, text_layers: int, mmt_layers: int) -> ExperimentSpec:
+    metrics = {"textvqa": {"score": "TextVQA accuracy"}, "stvqa": {"score": "ST-VQA accuracy", "anls": "ST-VQA ANLS"}}
+    return ExperimentSpec(
+        name,
+        "lfpr.experiments.tap:TAPTask",
+        "lfpr.paper.pictures.tap",
+        title,
+        metrics[dataset],
+        samples="questions",
+        kept="MMT parameters kept",
+        method="label-free",
+        methods=("label-free", "fisher", "absolute", "magnitude", "l1", "random"),
+        ways=("ReSt", "masks"),
+        retraining="ReSt",
+        tolerance=2.4,  # the paper's
+        alternatives={
+            "Pruned": (None, "", False),
+            "Pruned, rescaled": (None, "rescaled=True", False),
+            "Pruned, released scoring": (None, "scoring=released", False),
+            "Masks alone retrained": (None, "trained=masks", True),
+            "ReSt": (None, "", True),
+            "Random + ReSt": ("random", "", True),
+        },
+        tabulated=tuple(metrics[dataset]),
+        arguments={"dataset": dataset, "text_layers": text_layers, "mmt_layers": mmt_layers},
+    )
+
+
+SPECS: dict[str, ExperimentSpec] = {
+    spec.name: spec
+    for spec in (
+        _tap("tap-textvqa", "TAP, TextVQA", "textvqa", 3, 4),
+        _tap("tap-stvqa", "TAP, ST-VQA", "stvqa", 3, 4),
+        _tap("tap12-textvqa", "TAP12, TextVQA", "textvqa", 0, 12),
+        _tap("tap12-stvqa", "TAP12, ST-VQA", "stvqa", 0, 12),
+        ExperimentSpec(
+            "clip-mscoco",
+            "lfpr.experiments.clip:CLIPTask",
+            "lfpr.paper.pictures.clip",
+            "CLIP, MSCOCO",
+            metrics={
+                "score": "MSCOCO Recall@1",
+                "r5": "MSCOCO Recall@5",
+                "r10": "MSCOCO Recall@10",
+                "i2t_r1": "MSCOCO image→text Recall@1",
+            },
+            samples="captions",
+            kept="vision encoder MACs kept",
+            method="fisher",
+            methods=("fisher", "label-free", "activation", "magnitude", "random"),
+            controls=("uniform", "split-activation", "split-magnitude", "split-random"),
+            ways=("last", "masks", "all"),
+            retraining="distillation",
+            tolerance=12.0,
+            rearranged=True,
+            rescaled=True,
+            tabulated=("score", "r10"),
+            alternatives={
+                "Searched": (None, "rearranged=False, rescaled=False", False),
+                "Searched, rearranged": (None, "rearranged=True, rescaled=False", False),
+                "Pruned, rescaled": (None, "", False),
+                "Distilled: masks, norms": (None, "trained=masks", True),
+                "Distilled: last layers": (None, "", True),
+                "Distilled: all layers": (None, "trained=all", True),
+                "Random, distilled": ("random", "", True),
+            },
+        ),
+    )
+}
+"""Name -> its spec, in the order of tables and figures."""
