@@ -1,0 +1,197 @@
+"""A papermill engine that keeps one kernel warm, so that a grid's notebooks import their modules once.
+
+    with WarmKernel() as kernel:
+        papermill.execute_notebook(source, output, parameters, engine_name=WARM, kernel=kernel)
+
+Starting a kernel and importing torch takes many times the seconds of a small notebook. Between notebooks this kernel is
+made like new instead: no names, no figures, execution counts from 1. Only modules stay, and what they keep, as
+`LFPR_WARM=1` tells them that they may; random numbers without a seed are no more the same than in any new process. A
+kernel that died, whose notebook failed, or that holds too much memory is replaced. Code cells tagged `diagnostic` are
+left out: they show, and nothing depends on them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_async, run_sync
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat.v4 import new_output
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
+
+WARM = "lfpr-warm"
+"""The name of the engine."""
+DIAGNOSTIC = "diagnostic"
+START_TIMEOUT = RESET_TIMEOUT = 120  # seconds; other jobs may keep the machine busy
+ARGUMENTS = ["--HistoryManager.hist_file=:memory:"]
+QUIET = logging.getLogger("lfpr.kernel")  # what goes wrong is in the notebook
+QUIET.addHandler(logging.NullHandler())
+QUIET.propagate = False
+wait = run_sync(ensure_async)
+
+
+class WarmKernel:
+    """A kernel for one notebook after another; starts with the first, and ends with the `with` block.
+
+    max_memory_mb: resident memory that it may keep between notebooks. environment: variables of the kernel, beside
+    those of this process. `starts` counts kernels, `client` and `manager` are Jupyter's.
+    """
+
+    def __init__(self, max_memory_mb: float = 1500, environment: Mapping[str, str] | None = None) -> None:
+        self.max_memory_mb = max_memory_mb
+        self.environment = {"LFPR_WARM": "1"} if environment is None else dict(environment)
+        self.starts = 0
+        self.manager: AsyncKernelManager | None = None
+        self.client: Any = None
+        self.language: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.stop(now=kind is not None)
+
+    def ready(self) -> None:
+        """Have a kernel like a new one, in the working directory of this process."""
+        if self.manager is not None and not self._cleared():
+            self.stop()
+        if self.manager is None:
+            self._start()
+
+    @property
+    def memory_mb(self) -> float:
+        """Resident memory."""
+        return psutil.Process(self.manager.provisioner.pid).memory_info().rss / 2**20
+
+    def exit_status(self) -> str:
+        """How a dead kernel ended, in words."""
+        code = wait(self.manager.provisioner.poll())
+        if code is not None and code < 0:
+            return f"ended by {signal.Signals(-code).name}" + (", as when memory runs out" if code == -9 else "")
+        return f"exit status {code}"
+
+    def stop(self, now: bool = False) -> None:
+        """End the kernel; asked to, unless `now`."""
+        manager, client, self.manager, self.client = self.manager, self.client, None, None
+        if manager is None:
+            return
+        if client is not None:
+            client.stop_channels()
+        if not now and wait(manager.is_alive()):
+            wait(manager.request_shutdown())  # shutdown_kernel would interrupt it first, and kernels complain of that
+            wait(manager.finish_shutdown())
+        elif manager.has_kernel:
+            wait(manager.provisioner.kill())
+            wait(manager.provisioner.wait())
+        wait(manager.cleanup_resources())
+        shutil.rmtree(Path(manager.connection_file).parent, ignore_errors=True)
+
+    def _start(self) -> None:
+        # Sockets are files: a port may be taken meanwhile, and kernels warn of ports. The paths of sockets are short.
+        place = Path(tempfile.mkdtemp(prefix="lfpr-", dir="/tmp" if os.path.isdir("/tmp") else None))
+        self.manager = AsyncKernelManager(
+            kernel_name="python3", transport="ipc", ip=str(place / "s"), connection_file=str(place / "kernel.json")
+        )
+        environment = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **self.environment}
+        self.starts += 1
+        try:
+            wait(self.manager.start_kernel(extra_arguments=ARGUMENTS, cwd=os.getcwd(), env=environment))
+            self.client = self.manager.client()
+            self.client.start_channels()
+            wait(self.client.wait_for_ready(timeout=START_TIMEOUT))
+            reply = wait(self.client.kernel_info(reply=True, timeout=START_TIMEOUT))
+        except BaseException:
+            self.stop(now=True)
+            raise
+        self.client.allow_stdin = False
+        self.language = reply["content"]["language_info"]
+
+    def _cleared(self) -> bool:
+        """Make a used kernel like new; False if it does not get there."""
+        if not wait(self.manager.is_alive()):
+            return False
+        code = f"exec({inspect.getsource(_clear)!r} + {f'_clear({os.getcwd()!r})'!r}, {{}})"
+        try:
+            reply = wait(self.client.execute(code, silent=True, reply=True, timeout=RESET_TIMEOUT))
+        except (TimeoutError, RuntimeError):
+            return False
+        return reply["content"]["status"] == "ok" and self.memory_mb <= self.max_memory_mb
+
+
+def _clear(folder: str) -> None:
+    """What runs in the kernel between notebooks: its source is sent there, and needs nothing of this module."""
+    import gc
+    import os
+    import sys
+
+    from IPython import get_ipython
+
+    get_ipython().reset(new_session=True)
+    os.chdir(folder)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+        sys.modules["matplotlib"].rc_file_defaults()
+    gc.collect()
+
+
+class _Client(PapermillNotebookClient):
+    """Runs a notebook's cells in a kernel that is there."""
+
+    def __init__(self, manager: NotebookExecutionManager, kernel: WarmKernel, **options: Any) -> None:
+        super().__init__(manager, km=kernel.manager, iopub_timeout=60, **options)
+        self.kernel, self.kc = kernel, kernel.client
+
+    def execute(self, **_: Any) -> Any:
+        self.reset_execution_trackers()
+        self.papermill_execute_cells()
+        self.set_widgets_metadata()
+        self.nb.metadata["language_info"] = self.kernel.language
+        return self.nb
+
+    def execute_cell(self, cell: Any, cell_index: int, **options: Any) -> Any:
+        try:
+            return super().execute_cell(cell, cell_index, **options)
+        except DeadKernelError:
+            name, text = DeadKernelError.__name__, f"the kernel died: {self.kernel.exit_status()}"
+            cell.outputs.append(new_output("error", ename=name, evalue=text, traceback=[f"{name}: {text}"]))
+            raise CellExecutionError(text, name, text) from None
+
+
+class WarmEngine(Engine):
+    """papermill's engine `WARM`. Options: kernel, a `WarmKernel`; skip, a tag of code cells to leave out ("" for none);
+    about, metadata of the notebook (`lfpr`)."""
+
+    @classmethod
+    def execute_managed_notebook(
+        cls,
+        nb_man: NotebookExecutionManager,
+        kernel_name: str,
+        kernel: WarmKernel,
+        skip: str = DIAGNOSTIC,
+        about: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        skipped = [
+            index
+            for index, cell in enumerate(nb_man.nb.cells)
+            if cell.cell_type == "code" and skip in cell.metadata.get("tags", [])
+        ]
+        nb_man.nb.metadata["lfpr"] = {**(about or {}), "skipped": {"tag": skip, "cells": skipped}}
+        kernel.ready()
+        _Client(nb_man, kernel, log=QUIET, kernel_name=kernel_name, skip_cells_with_tag=skip).execute()
+        if nb_man.nb.metadata.papermill.get("exception"):
+            kernel.stop()  # who knows what state it is in
+
+
+papermill_engines.register(WARM, WarmEngine)
