@@ -1,26 +1,23 @@
-# make setup     .venv with the pinned packages of requirements.lock, once
-# make paper     the experiments' grid and every table and figure into paper_figures/
-#                GRID=full: all constraints and seeds; FULL=1 DATA=FOLDER: the papers' own, on your files; DRY=1: the plan
-#                PROFILE=workflow/profiles/slurm: another Snakemake profile; OUT=FOLDER: tables and figures elsewhere
-#                GRID=smoke OUT=FOLDER: two cells of one experiment, to try the workflow in two minutes
-# make rehearsal the notebooks with profile=full on random files of the real sizes
-# make test      ruff, pytest, nbval
-# make lab       JupyterLab on the notebooks
-# make docs      the API reference: docs/api.md, and all modules as HTML in docs/api/
-# make baselines train the small models in data/mini/ anew
 PYTHON ?= python3
 PY := .venv/bin/python
-JOBS ?= $(shell nproc)
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc)
 GRID ?= $(if $(FULL),published,default)
 DATA ?=
-OUT ?= paper_figures
+OUT ?= runs/paper
 PROFILE ?= workflow/profiles/local
+LAB_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED := 0
 
-.PHONY: setup paper rehearsal test lab docs baselines clean
+SUBSET := $(if $(filter default,$(GRID)),,--subset)
+UPDATING := $(if $(UPDATE),$(if $(SUBSET),$(error UPDATE=1: the committed tables are those of GRID=default))--update README.md)
 
-setup: .venv/.done
+.PHONY: help setup paper rehearsal test lab docs baselines clean
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1|\2/p; s/^## (.*)/|\1/p' Makefile | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
+
+setup: .venv/.done ## .venv with the pinned packages of requirements.lock, once
 
 .venv/.done: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,30 +25,38 @@ setup: .venv/.done
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch .venv/.done
 
-paper: setup
-	$(if $(DRY),$(PY) -m lfpr.experiments.plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS))
+paper: setup ## the grid, every table and figure into runs/paper, and how far they are from the committed ones
+## GRID=full: all constraints and seeds; FULL=1 DATA=FOLDER: the papers' own, on your files
+## GRID=smoke: two cells of one experiment, to try the workflow in two minutes
+## DRY=1: what would be run, and about how long; OUT=FOLDER: tables and figures elsewhere
+## UPDATE=1: the new tables and figures become the committed ones, in paper_figures/ and the README
+## JOBS=N: at once; PROFILE=workflow/profiles/slurm: another Snakemake profile
+	$(if $(DRY),$(PY) -m lfpr plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS) $(if $(DATA),--data '$(DATA)'))
 	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --profile $(PROFILE) --cores $(JOBS) \
 		$(if $(DRY),--dry-run) --config grid=$(GRID) out='$(OUT)' $(if $(DATA),data='$(DATA)')
+	$(if $(DRY)$(FULL),,$(PY) -m lfpr reproduce --committed paper_figures --new '$(OUT)' $(SUBSET) $(UPDATING))
 
-rehearsal: setup
-	$(PY) -m rehearsal.rehearse --out runs/rehearsal
+rehearsal: setup ## the notebooks with profile=full on random files of the real sizes
+	$(PY) tests/rehearsal/rehearse.py --out runs/rehearsal
 
-test: setup
+test: setup ## ruff, pytest, and every notebook's committed outputs against a new run of it
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest tests
 	TQDM_DISABLE=1 OMP_NUM_THREADS=$(JOBS) $(PY) -m pytest --nbval --nbval-current-env notebooks
 
-lab: setup  # the notebooks' kernel, python3, under the environment's name
-	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python (lfpr)" >/dev/null
-	$(PY) -m jupyterlab --notebook-dir=notebooks notebooks/00_explore.ipynb
+lab: setup ## JupyterLab on the notebooks; LAB_ARGS: its options
+	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python (lfpr)" >/dev/null  # the notebooks' kernel
+	$(PY) -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS) notebooks/00_explore.ipynb
 
-docs: setup
-	$(PY) -W ignore -m lfpr.reference
+docs: setup ## the API reference as HTML, in docs/api/
+	$(PY) -W ignore -m pdoc --template-directory docs/templates --output-directory docs/api lfpr \
+		$$($(PY) -c 'import lfpr, pkgutil; print(*(m.name for m in pkgutil.walk_packages(lfpr.__path__, "lfpr.")))') \
+		'!lfpr.__main__' '!lfpr.mini'
 
-baselines: setup
+baselines: setup ## train the small models in data/mini/ anew
 	$(PY) -m lfpr.experiments.tap_baselines
 	$(PY) -m lfpr.experiments.clip_baselines
 
-clean:
+clean: ## remove what was computed
 	rm -rf runs docs/api .snakemake .pytest_cache .ruff_cache .hypothesis

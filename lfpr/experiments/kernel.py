@@ -1,7 +1,7 @@
 """A papermill engine that keeps one kernel warm, so that a grid's notebooks import their modules once.
 
     with WarmKernel() as kernel:
-        papermill.execute_notebook(source, output, parameters, engine_name=WARM, kernel=kernel)
+        kernel.execute(notebook, output, {"constraint": 0.4})
 
 Starting a kernel and importing torch takes many times the seconds of a small notebook. Between notebooks this kernel is
 made like new instead: no names, no figures, execution counts from 1. Only modules stay, and what they keep, as
@@ -12,6 +12,7 @@ left out: they show, and nothing depends on them.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import os
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import papermill
 import psutil
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_async, run_sync
@@ -30,6 +32,7 @@ from nbformat.v4 import new_output
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
 
+logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters whose comment has a "="
 WARM = "lfpr-warm"
 """The name of the engine."""
 DIAGNOSTIC = "diagnostic"
@@ -62,6 +65,13 @@ class WarmKernel:
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.stop(now=kind is not None)
 
+    def execute(self, notebook: Path, output: Path, parameters: Mapping[str, Any], **options: Any) -> None:
+        """Run a notebook with these parameters by papermill, into the file `output`; `options` are papermill's and
+        `WarmEngine`'s. Raises PapermillExecutionError if a cell of it fails, or the kernel dies; `output` says how."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        options = {"progress_bar": False, **options}
+        papermill.execute_notebook(notebook, output, dict(parameters), engine_name=WARM, kernel=self, **options)
+
     def ready(self) -> None:
         """Have a kernel like a new one, in the working directory of this process."""
         if self.manager is not None and not self._cleared():
@@ -86,6 +96,8 @@ class WarmKernel:
         manager, client, self.manager, self.client = self.manager, self.client, None, None
         if manager is None:
             return
+        if now:
+            wait(_abandon())
         if client is not None:
             client.stop_channels()
         if not now and wait(manager.is_alive()):
@@ -98,8 +110,9 @@ class WarmKernel:
         shutil.rmtree(Path(manager.connection_file).parent, ignore_errors=True)
 
     def _start(self) -> None:
-        # Sockets are files: a port may be taken meanwhile, and kernels warn of ports. The paths of sockets are short.
-        place = Path(tempfile.mkdtemp(prefix="lfpr-", dir="/tmp" if os.path.isdir("/tmp") else None))
+        # Sockets are files: a port may be taken meanwhile, and kernels warn of ports. A socket's path has 107 bytes.
+        temporary = tempfile.gettempdir()
+        place = Path(tempfile.mkdtemp(prefix="lfpr-", dir=temporary if len(temporary) < 80 else "/tmp"))
         self.manager = AsyncKernelManager(
             kernel_name="python3", transport="ipc", ip=str(place / "s"), connection_file=str(place / "kernel.json")
         )
@@ -127,6 +140,14 @@ class WarmKernel:
         except (TimeoutError, RuntimeError):
             return False
         return reply["content"]["status"] == "ok" and self.memory_mb <= self.max_memory_mb
+
+
+async def _abandon() -> None:
+    """End what a cell was waiting for when it was interrupted, which would complain of a dead kernel."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _clear(folder: str) -> None:
@@ -170,7 +191,8 @@ class _Client(PapermillNotebookClient):
 
 class WarmEngine(Engine):
     """papermill's engine `WARM`. Options: kernel, a `WarmKernel`; skip, a tag of code cells to leave out ("" for none);
-    about, metadata of the notebook (`lfpr`)."""
+    about, metadata to be kept with the notebook, as `lfpr`. There `complete` says that all of it ran: papermill calls a
+    notebook complete that was interrupted."""
 
     @classmethod
     def execute_managed_notebook(
@@ -187,10 +209,17 @@ class WarmEngine(Engine):
             for index, cell in enumerate(nb_man.nb.cells)
             if cell.cell_type == "code" and skip in cell.metadata.get("tags", [])
         ]
-        nb_man.nb.metadata["lfpr"] = {**(about or {}), "skipped": {"tag": skip, "cells": skipped}}
+        notes = {**(about or {}), "complete": False, "skipped": {"tag": skip, "cells": skipped}}
+        nb_man.nb.metadata["lfpr"] = notes
+        notes = nb_man.nb.metadata["lfpr"]  # a copy
         kernel.ready()
-        _Client(nb_man, kernel, log=QUIET, kernel_name=kernel_name, skip_cells_with_tag=skip).execute()
-        if nb_man.nb.metadata.papermill.get("exception"):
+        try:
+            _Client(nb_man, kernel, log=QUIET, kernel_name=kernel_name, skip_cells_with_tag=skip).execute()
+        except BaseException:
+            kernel.stop(now=True)
+            raise
+        notes["complete"] = not nb_man.nb.metadata.papermill.get("exception")
+        if not notes["complete"]:
             kernel.stop()  # who knows what state it is in
 
 

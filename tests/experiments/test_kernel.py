@@ -9,31 +9,18 @@ import time
 from pathlib import Path
 
 import nbformat
-import papermill
 import psutil
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
+from small_notebooks import write
 
-from lfpr.experiments.kernel import WARM, WarmKernel
-
-
-def write(path, *sources):
-    """A notebook of these code cells; a source may be (tag, source)."""
-    cells = [new_markdown_cell("# A notebook")]
-    for source in sources:
-        tag, source = source if isinstance(source, tuple) else ("", source)
-        cells.append(new_code_cell(source, metadata={"tags": [tag]} if tag else {}))
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-    return path
+from lfpr.experiments.kernel import WarmKernel
 
 
 def execute(path, kernel, **parameters):
     """The executed notebook, and what its code cells printed."""
     out = path.with_suffix(".out.ipynb")
-    options = {"engine_name": WARM, "kernel": kernel, "progress_bar": False, "cwd": path.parent}
-    papermill.execute_notebook(path, out, parameters, **options)
+    kernel.execute(path, out, parameters, cwd=path.parent)
     return read(out)
 
 
@@ -130,19 +117,20 @@ def test_cells_tagged_diagnostic_are_left_out(tmp_path):
         assert printed == ["", "stage", ""]
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         assert [(cell.execution_count, len(cell.outputs)) for cell in code] == [(None, 0), (1, 1), (None, 0)]
-        assert notebook.metadata.lfpr == {"skipped": {"tag": "diagnostic", "cells": [1, 3]}}
+        assert notebook.metadata.lfpr == {"complete": True, "skipped": {"tag": "diagnostic", "cells": [1, 3]}}
         with pytest.raises(PapermillExecutionError, match="division by zero"):
-            papermill.execute_notebook(source, None, engine_name=WARM, kernel=kernel, skip="", progress_bar=False)
+            kernel.execute(source, tmp_path / "all.ipynb", {}, skip="")
 
 
 SCRIPT = """
-import sys, time, papermill
-from lfpr.experiments.kernel import WARM, WarmKernel
+import sys, time
+from pathlib import Path
+from lfpr.experiments.kernel import WarmKernel
 
 with WarmKernel() as kernel:
-    for path in sys.argv[2:]:
+    for path in map(Path, sys.argv[2:]):
         try:
-            papermill.execute_notebook(path, path + ".out.ipynb", engine_name=WARM, kernel=kernel, progress_bar=False)
+            kernel.execute(path, path.with_suffix(".out.ipynb"), {})
         except Exception:
             pass
     print(kernel.manager.provisioner.pid if kernel.manager else 0, flush=True)
@@ -158,8 +146,6 @@ def test_it_is_quiet(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stderr) == (0, "") and int(run.stdout)
     assert not psutil.pid_exists(int(run.stdout))
-    run = subprocess.run([*command[:3], "0", dies], capture_output=True, text=True, timeout=120)
-    assert (run.returncode, run.stdout, run.stderr) == (0, "0\n", "")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

@@ -1,0 +1,344 @@
+"""Runs a grid: each cell's notebooks, and those about its experiment, by papermill with one warm kernel.
+
+    python -m lfpr grid --grid workflow/grid.yaml:default --experiment tap-textvqa [--job 0]
+
+runs an experiment's notebooks, all of them or one job's share, into `runs/notebooks/GRID/EXPERIMENT/`. A notebook that
+fails keeps its traceback there and stops no other. One that is there, whole, from the same source, parameters and input
+files, is not run again.
+
+    python -m lfpr plan --grid workflow/grid.yaml:default
+
+says what would be run, and about how long it takes by what `runs/` knows of earlier runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tqdm import tqdm
+
+from lfpr.experiments.grid import NOTEBOOKS, STAGES, cells, inputs, load_grid, share, sources
+from lfpr.experiments.notebooks import check_parameters, find_notebook, root, source_hash
+from lfpr.experiments.runs import file_hash, fingerprint
+from lfpr.files import existing, write_json
+
+FIRST = "01_data"
+STUDYING = "05_evaluate"
+"""The notebook that makes the studies of a plan."""
+STAGE_OF = {"03_prune": "prune", "04_retrain": "retrain"}
+"""Notebook of a cell -> the stage in `runs/` that it makes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A notebook of the grid to be run with these parameters into `output`."""
+
+    notebook: Path
+    parameters: dict[str, Any]
+    output: Path
+
+    @property
+    def name(self) -> str:
+        return self.output.stem
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The plans of grid `name`, and the folders that it reads from and writes to."""
+
+    name: str
+    plans: dict[str, dict]
+    runs: Path
+    notebooks: Path | None = None
+    data: str = ""
+
+    def steps(self, experiment: str, job: int | None = None) -> list[Step]:
+        """What a job of an experiment runs, or all jobs together: the data, prune its cells, retrain them, the rest.
+
+        Job 0 takes its first cell to the end before it prunes the others: what all retraining learns from is then there
+        when the other jobs get to it. Raises ValueError for parameters that a notebook does not have.
+        """
+        plan = self.plans[experiment]
+        chosen = cells(plan) if job is None else share(plan, job)
+        pairs = [(stage, each.cell) for stage in STAGES for each in chosen if stage in each.stages]
+        if not job:
+            first = next((cell for stage, cell in pairs if stage == "retrained"), None)
+            pairs.sort(key=lambda pair: pair[1] is not first)
+        steps = [self._step(experiment, NOTEBOOKS[stage], cell.parameters, cell.name) for stage, cell in pairs]
+        if not job:
+            steps.insert(0, self._step(experiment, FIRST, {}))
+            steps += [self._step(experiment, name, values, label) for name, values, label in others(plan)]
+        return steps
+
+    def _step(self, experiment: str, name: str, parameters: dict[str, Any], label: str = "") -> Step:
+        plan = self.plans[experiment]
+        notebook = find_notebook(name, self.notebooks)
+        shared = {"experiment": experiment, "profile": plan["profile"]}
+        shared |= {} if self.runs == default_runs() else {"runs": str(self.runs)}
+        parameters = shared | inputs(plan, self.data) | parameters
+        check_parameters(notebook, parameters)
+        folder = self.runs / "notebooks" / self.name / experiment
+        return Step(notebook, parameters, folder / f"{name}{'-' if label else ''}{label}.ipynb")
+
+    def made_of(self, step: Step) -> str:
+        """Identifies what an executed notebook was made of: source, parameters and input files."""
+        experiment = step.parameters["experiment"]
+        files = sources(experiment, self.plans[experiment], self.data)
+        return fingerprint([_source_hash(step.notebook), step.parameters, [_input_hash(file) for file in files]])
+
+    def there(self, step: Step) -> bool:
+        """Whether the step was run, to the end and without error, from what is there now."""
+        metadata = read_metadata(step.output)
+        return is_complete(metadata) and metadata["lfpr"]["made_of"] == self.made_of(step)
+
+
+def others(plan: dict) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """The notebooks beside those of cells that a plan lists: name, parameters, and what tells its output from others.
+
+    An entry of `notebooks` is a name, or maps one to parameters; `studies` are those of `STUDYING`.
+    """
+    for entry in plan.get("notebooks", []):
+        for name, values in entry.items() if isinstance(entry, dict) else [(entry, {})]:
+            studies = {"studies": plan["studies"]} if name == STUDYING and "studies" in plan else {}
+            yield name, studies | values, "-".join(f"{key}={value}" for key, value in values.items())
+
+
+_source_hash = cache(source_hash)
+
+
+@cache
+def _input_hash(file: str) -> str:
+    return file_hash(existing(file, "an input of the experiment"))
+
+
+def read_metadata(notebook: Path) -> dict[str, Any]:
+    """The metadata of an executed notebook; empty if there is none, or it was being written when its job ended."""
+    try:
+        return json.loads(notebook.read_text(encoding="utf-8"))["metadata"]
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def is_complete(metadata: dict[str, Any]) -> bool:
+    """Whether a notebook with this metadata ran to its end, in a grid."""
+    return metadata.get("lfpr", {}).get("complete", False) and "made_of" in metadata["lfpr"]
+
+
+@dataclass
+class Outcome:
+    """What became of the steps of a job: names that `ran` or were `there`, and outputs that `failed` with their
+    errors' last lines."""
+
+    ran: list[str] = field(default_factory=list)
+    there: list[str] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+
+
+def run(grid: Grid, steps: Sequence[Step], title: str, max_memory_mb: float = 1500) -> Outcome:
+    """Run the steps that are not there yet, one after the other in one kernel, and show how far they are."""
+    from lfpr.experiments.kernel import WarmKernel  # brings in papermill, which a plan does without
+
+    outcome, bar = Outcome(), _Progress(title, len(steps))
+    with WarmKernel(max_memory_mb) as kernel, bar:
+        for step in steps:
+            if grid.there(step):
+                outcome.there.append(step.name)
+                bar.done()
+                continue
+            bar.start(step.name)
+            started, error = time.perf_counter(), ""
+            try:
+                about = {"made_of": grid.made_of(step)}
+                kernel.execute(step.notebook, step.output, step.parameters, cwd=step.notebook.parent, about=about)
+                outcome.ran.append(step.name)
+            except Exception as caught:  # of the notebook, or of its kernel: the others are run all the same
+                error = outcome.failed[step.output] = last_line(caught)
+            bar.done(f"{step.name} {time.perf_counter() - started:.1f} s" + (f" FAILED: {error}" if error else ""))
+    return outcome
+
+
+def last_line(error: Exception) -> str:
+    """The last line of an error, in a notebook or not: its class and what it says."""
+    name = getattr(error, "ename", type(error).__name__)
+    lines = str(getattr(error, "evalue", error)).strip().splitlines()
+    return f"{name}: {lines[-1]}" if lines else name
+
+
+class _Progress:
+    """One bar in a terminal, lines in a log."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.count = title, total, 0
+        shown = sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "0") in ("", "0")
+        self.bar = tqdm(total=total, desc=title, unit="notebook") if shown else None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def start(self, name: str) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(name)
+
+    def done(self, line: str = "") -> None:
+        self.count += 1
+        if self.bar is None and line:
+            print(f"{self.title} {self.count}/{self.total} {line}", flush=True)
+        elif self.bar is not None:
+            self.bar.update()
+            if "FAILED" in line:
+                self.bar.write(line)
+
+
+def failures(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The executed notebooks below `folder` that failed, each with its error's last line."""
+    for path in sorted(folder.rglob("*.ipynb")):
+        if read_metadata(path).get("papermill", {}).get("exception"):
+            outputs = [o for cell in json.loads(path.read_text())["cells"] for o in cell.get("outputs", [])]
+            errors = [
+                f"{output['ename']}: {output['evalue']}" for output in outputs if output["output_type"] == "error"
+            ]
+            yield path, errors[-1].strip().splitlines()[-1] if errors else "stopped"
+
+
+# ---- what is known of earlier runs
+
+
+class Durations:
+    """Seconds that notebooks took, from those below `runs` that were run to the end, and from the stages there.
+
+    A notebook that found its stage is quicker than one that made it, so the longer of both counts.
+    """
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs
+        self.notebooks: dict[tuple[str, str, str], list[tuple[str, float]]] = {}
+        for path in sorted(runs.glob("notebooks/*/*/*.ipynb")):
+            metadata = read_metadata(path)
+            if is_complete(metadata):
+                papermill = metadata["papermill"]
+                key = (path.parent.name, papermill["parameters"]["profile"], path.stem.split("-")[0])
+                self.notebooks.setdefault(key, []).append((path.stem, papermill["duration"]))
+
+    def expected(self, step: Step) -> float | None:
+        """The seconds of a step: as it took before, else the mean of its like; None if none was run."""
+        place = step.parameters["experiment"], step.parameters["profile"]
+        known = self.notebooks.get((*place, step.notebook.stem), [])
+        same = [seconds for name, seconds in known if name == step.name]
+        stages = self._stage_seconds(*place, STAGE_OF.get(step.notebook.stem, ""))
+        means = [max(same) if same else mean(s for _, s in known)] if known else []
+        return max(means + ([mean(stages)] if stages else []), default=None)
+
+    @cache  # noqa: B019 - one object a process
+    def _stage_seconds(self, experiment: str, profile: str, stage: str) -> list[float]:
+        files = self.runs.glob(f"{experiment}/{profile}/{stage}/*/provenance.json") if stage else ()
+        return [json.loads(file.read_text())["seconds"] for file in files]
+
+
+def plan_lines(grid: Grid, cores: int) -> Iterator[str]:
+    """What the grid would run, as the lines of a table, and about how long that takes on `cores` cores."""
+    durations = Durations(grid.runs)
+    yield f"{'experiment':14} {'notebook':14} {'to run':>7} {'there':>6} {'minutes':>8}"
+    total, unknown, todo = 0.0, [], 0
+    for experiment in grid.plans:
+        by_notebook: dict[str, list[Step]] = {}
+        for step in sorted(grid.steps(experiment), key=lambda step: step.notebook.stem):
+            by_notebook.setdefault(step.notebook.stem, []).append(step)
+        for name, steps in by_notebook.items():
+            missing = [step for step in steps if not grid.there(step)]
+            seconds = [durations.expected(step) for step in missing]
+            known = None not in seconds
+            minutes = f"{sum(seconds) / 60:.1f}" if known else "unknown"
+            yield f"{experiment:14} {name:14} {len(missing):7} {len(steps) - len(missing):6} {minutes:>8}"
+            total += sum(second or 0 for second in seconds) / 60
+            todo += len(missing)
+            unknown += [] if known else [f"{experiment} {name}"]
+    yield f"{todo} notebooks to run, about {total / cores:.0f} minutes on {cores} cores" + (
+        f", and those that were not run before: unknown ({len(unknown)} kinds)" if unknown else ""
+    )
+
+
+# ---- command lines
+
+
+def default_runs() -> Path:
+    """Where everything that is computed goes, unless said otherwise."""
+    return root() / "runs"
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """The options that commands about a grid share."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--grid", default="default", help="FILE.yaml:NAME, or NAME of workflow/grid.yaml")
+    parser.add_argument("--runs", type=Path, help="folder of what is computed; runs/ of the checkout by default")
+    parser.add_argument("--notebooks", type=Path, help="folder of the notebooks; notebooks/ of the checkout by default")
+    parser.add_argument("--data", default="", help="folder of the user's own files, for the profile full")
+    return parser
+
+
+def open_grid(arguments: argparse.Namespace) -> Grid:
+    """The grid of these `options`; relative paths are the shell's."""
+    source = arguments.grid if ":" in arguments.grid else f"{root() / 'workflow' / 'grid.yaml'}:{arguments.grid}"
+    return Grid(
+        source.rpartition(":")[2],
+        load_grid(source),
+        arguments.runs.resolve() if arguments.runs else default_runs(),
+        arguments.notebooks.resolve() if arguments.notebooks else None,
+        str(Path(arguments.data).absolute()) if arguments.data else "",
+    )
+
+
+def main() -> int:
+    """`python -m lfpr grid`: 0 if all notebooks are there in the end, 1 if some failed."""
+    parser = options("Run an experiment's share of a grid, each cell as notebooks.")
+    parser.add_argument("--experiment", required=True, help="one of the grid's experiments")
+    parser.add_argument("--job", type=int, help="which share of the cells; all by default")
+    parser.add_argument("--stamp", type=Path, help="file to write at the end, if nothing failed")
+    parser.add_argument("--max-memory-mb", type=float, default=1500, help="what a kernel may keep between notebooks")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended
+    experiment, job = arguments.experiment, arguments.job
+    try:
+        grid = open_grid(arguments)
+        if experiment not in grid.plans:
+            raise ValueError(f"experiment = {experiment!r}: the grid has {list(grid.plans)}")
+        steps = grid.steps(experiment, job)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    title = experiment if job is None else f"{experiment} (job {job})"
+    outcome = run(grid, steps, title, arguments.max_memory_mb)
+    counts = f"{len(outcome.ran)} notebooks ran, {len(outcome.there)} were there, {len(outcome.failed)} failed"
+    print(f"{title}: {counts}; {sum(os.times()[:4]):.0f} CPU-seconds", flush=True)
+    for path, error in outcome.failed.items():
+        print(f"failed: {path}: {error}", flush=True)
+    if arguments.stamp and not outcome.failed:
+        write_json(arguments.stamp, {"notebooks": sorted(outcome.ran + outcome.there)})
+    return 1 if outcome.failed else 0
+
+
+def plan_main() -> int:
+    """`python -m lfpr plan`."""
+    parser = options("Say what a grid would run, and about how long that takes.")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="how many jobs run at once")
+    arguments = parser.parse_args()
+    if arguments.cores < 1:
+        parser.error(f"cores = {arguments.cores}: must be at least 1")
+    try:
+        print("\n".join(plan_lines(open_grid(arguments), arguments.cores)))
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    return 0

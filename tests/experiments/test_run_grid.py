@@ -1,0 +1,305 @@
+"""A grid of made-up notebooks: what runs, in which order, what is not run again, and what happens to what fails."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from small_notebooks import made_up, ran
+
+from lfpr.__main__ import COMMANDS, main
+from lfpr.experiments import run_grid
+from lfpr.experiments.notebooks import check_parameters, declared, find_notebook, source_hash
+from lfpr.experiments.run_grid import Grid, failures, plan_lines
+from lfpr.experiments.run_notebook import output_name, parse
+from lfpr.files import checkout
+
+PLAN = {
+    "profile": "mini",
+    "jobs": 2,
+    "notebooks": ["02_importance", "05_evaluate", {"05_evaluate": {"seed": 1}}],
+    "studies": ["scoring"],
+    "cells": [
+        {"method": "label-free", "constraint": [0.4, 0.8]},
+        {"method": "random", "constraint": 0.4, "stages": "pruned"},
+        {"method": "label-free", "constraint": 0.4, "stages": "retrained", "trained": "masks"},
+    ],
+}
+
+
+@pytest.fixture
+def grid(tmp_path):
+    return Grid("tiny", {"tap-textvqa": PLAN}, tmp_path / "runs", made_up(tmp_path / "notebooks"))
+
+
+def test_a_job_prunes_then_retrains_and_the_first_does_the_rest(grid, tmp_path):
+    names = [[step.name for step in grid.steps("tap-textvqa", job)] for job in (0, 1)]
+    assert names[0] == [
+        "01_data",
+        "03_prune-label-free-0.4-seed0",
+        "04_retrain-label-free-0.4-seed0",
+        "03_prune-random-0.4-seed0",
+        "02_importance",
+        "05_evaluate",
+        "05_evaluate-seed=1",
+    ]
+    assert names[1] == [
+        "03_prune-label-free-0.8-seed0",
+        "04_retrain-label-free-0.8-seed0",
+        "04_retrain-label-free-0.4-seed0-trained=masks",
+    ]
+    steps = {step.name: step for step in grid.steps("tap-textvqa")}
+    assert sorted(steps) == sorted(names[0] + names[1])
+    step = steps["04_retrain-label-free-0.4-seed0-trained=masks"]
+    assert step.output == tmp_path / "runs" / "notebooks" / "tiny" / "tap-textvqa" / f"{step.name}.ipynb"
+    shared = {"experiment": "tap-textvqa", "profile": "mini", "runs": str(tmp_path / "runs")}
+    assert step.parameters == shared | {"method": "label-free", "constraint": 0.4, "trained": "masks"}
+    assert steps["05_evaluate"].parameters == shared | {"studies": ["scoring"]}
+    assert steps["05_evaluate-seed=1"].parameters == shared | {"studies": ["scoring"], "seed": 1}
+    assert "runs" not in Grid("tiny", grid.plans, checkout() / "runs").steps("tap-textvqa", 1)[0].parameters
+
+
+def test_the_users_files_are_parameters(grid, tmp_path):
+    for name in ("03_prune", "04_retrain"):
+        path = grid.notebooks / f"{name}.ipynb"
+        text = path.read_text().replace(
+            "runs = None", 'data_root = \\"\\"  # a\\ncheckpoint = \\"\\"  # b\\nruns = None'
+        )
+        path.write_text(text)
+    plan = PLAN | {"profile": "full", "data_root": "tap", "checkpoint": "tap.ckpt"}
+    step = Grid("tiny", {"tap-textvqa": plan}, tmp_path / "runs", grid.notebooks, "/data").steps("tap-textvqa", 1)[0]
+    assert step.parameters["data_root"] == "/data/tap" and step.parameters["checkpoint"] == "/data/tap.ckpt"
+    with pytest.raises(ValueError, match="parameter 'data_root' of 01_data: there are experiment"):
+        Grid("tiny", {"tap-textvqa": plan}, tmp_path / "runs", grid.notebooks, "/data").steps("tap-textvqa", 0)
+
+
+def test_what_is_there_is_not_run_again_unless_its_source_parameters_or_inputs_changed(grid, monkeypatch):
+    def run(changed=grid):
+        return run_grid.run(changed, changed.steps("tap-textvqa"), "tiny")
+
+    outcome = run()
+    assert len(outcome.ran) == 10 and not outcome.there and not outcome.failed
+    assert [line.split()[0] for line in ran(grid.notebooks)][:3] == ["01_data", "03_prune", "04_retrain"]
+    outcome = run()
+    assert len(outcome.there) == 10 and not outcome.ran and ran(grid.notebooks) == []
+
+    source = grid.notebooks / "03_prune.ipynb"
+    notebook = nbformat.read(source, as_version=4)
+    notebook.cells[1].execution_count, notebook.metadata.executed = 7, True
+    nbformat.write(notebook, source)
+    run_grid._source_hash.cache_clear()
+    assert not run().ran  # what a notebook once put out does not matter
+    notebook.cells[0].source = "# Another title"
+    nbformat.write(notebook, source)
+    run_grid._source_hash.cache_clear()
+    assert [name.split("-")[0] for name in run().ran] == ["03_prune"] * 3
+
+    steps = {step.name: step.output for step in grid.steps("tap-textvqa")}
+    cut = steps["01_data"].read_text()
+    steps["01_data"].write_text(cut[: len(cut) // 2])  # a job was killed while it wrote
+    interrupted = json.loads(steps["02_importance"].read_text())
+    interrupted["metadata"]["lfpr"]["complete"] = False
+    steps["02_importance"].write_text(json.dumps(interrupted))
+    steps["03_prune-random-0.4-seed0"].unlink()
+    assert sorted(run().ran) == ["01_data", "02_importance", "03_prune-random-0.4-seed0"]
+
+    other = PLAN | {"cells": [PLAN["cells"][0], {"method": "random", "constraint": 0.5, "stages": "pruned"}]}
+    other |= {"studies": ["scoring", "scales"]}
+    outcome = run(Grid("tiny", {"tap-textvqa": other}, grid.runs, grid.notebooks))
+    assert sorted(outcome.ran) == ["03_prune-random-0.5-seed0", "05_evaluate", "05_evaluate-seed=1"]
+    monkeypatch.setattr(run_grid, "_input_hash", lambda file: "another checkpoint")
+    assert len(run().ran) == 10 and not run().ran
+
+
+def test_what_fails_keeps_its_traceback_stops_no_other_and_is_named(grid, tmp_path, capfd):
+    plan = PLAN | {"cells": [{"method": ["random", "l1", "label-free"], "constraint": 0.4, "stages": "pruned"}]}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"tiny": {"tap-textvqa": plan | {"notebooks": []}}}))
+    folders = ["--notebooks", str(grid.notebooks), "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "lfpr", "grid", "--grid", f"{tmp_path / 'grid.yaml'}:tiny", *folders]
+    command += ["--experiment", "tap-textvqa", "--stamp", tmp_path / "stamp.json"]
+    environment = os.environ | {"TQDM_DISABLE": "1"}
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 1 and done.stderr == "" and not (tmp_path / "stamp.json").exists()
+    lines = done.stdout.splitlines()
+    place = tmp_path / "runs" / "notebooks" / "tiny" / "tap-textvqa"
+    error = "ValueError: method = 'l1': a made-up failure"
+    assert re.fullmatch(r"tap-textvqa 1/4 01_data \d+\.\d s", lines[0])
+    assert re.fullmatch(rf"tap-textvqa 3/4 03_prune-l1-0.4-seed0 \d+\.\d s FAILED: {error}", lines[2])
+    assert re.fullmatch(r"tap-textvqa 4/4 03_prune-label-free-0.4-seed0 \d+\.\d s", lines[3])
+    assert re.fullmatch(r"tap-textvqa: 3 notebooks ran, 0 were there, 1 failed; \d+ CPU-seconds", lines[4])
+    assert lines[5:] == [f"failed: {place / '03_prune-l1-0.4-seed0.ipynb'}: {error}"]
+    assert list(failures(tmp_path / "runs" / "notebooks")) == [(place / "03_prune-l1-0.4-seed0.ipynb", error)]
+    notebook = nbformat.read(place / "03_prune-l1-0.4-seed0.ipynb", as_version=4)
+    errors = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    assert "made-up failure" in "".join(errors[0].traceback)
+
+    for name in ("01_data", "03_prune"):  # a repaired notebook runs once more, the others' stamps are written
+        path = grid.notebooks / f"{name}.ipynb"
+        path.write_text(path.read_text().replace('method == \\"l1\\"', "False"))
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0 and "4 notebooks ran" in done.stdout
+    assert len(json.loads((tmp_path / "stamp.json").read_text())["notebooks"]) == 4
+    assert not list(failures(tmp_path / "runs" / "notebooks"))
+
+
+def test_an_interrupted_notebook_is_run_again(grid, tmp_path):
+    path = grid.notebooks / "01_data.ipynb"
+    path.write_text(
+        path.read_text().replace(
+            "if runs:", 'import time, os\\nif not os.path.exists(\\"go\\"): time.sleep(60)\\nif runs:'
+        )
+    )
+    (tmp_path / "grid.yaml").write_text(
+        yaml.safe_dump({"tiny": {"tap-textvqa": PLAN | {"cells": [], "notebooks": []}}})
+    )
+    folders = ["--notebooks", str(grid.notebooks), "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "lfpr", "grid", "--grid", f"{tmp_path / 'grid.yaml'}:tiny", *folders]
+    command += ["--experiment", "tap-textvqa"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(600):
+        if (grid.notebooks / "log.txt").exists():
+            break
+        time.sleep(0.1)
+    job.terminate()
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 143 and "Traceback" not in output
+    (grid.notebooks / "go").touch()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and "1 notebooks ran, 0 were there" in done.stdout
+
+
+def test_the_plan_says_what_is_there_and_expects_what_it_knows(grid, tmp_path):
+    lines = [line.split() for line in plan_lines(grid, cores=2)]
+    assert ["tap-textvqa", "01_data", "1", "0", "unknown"] in lines and [
+        "tap-textvqa",
+        "03_prune",
+        "3",
+        "0",
+        "unknown",
+    ] in lines
+    assert " ".join(lines[-1]).startswith(
+        "10 notebooks to run, about 0 minutes on 2 cores, and those that were not run"
+    )
+    run_grid.run(grid, grid.steps("tap-textvqa", 0), "tiny")
+    lines = [line.split() for line in plan_lines(grid, cores=2)]
+    assert ["tap-textvqa", "01_data", "0", "1", "0.0"] in lines
+    assert ["tap-textvqa", "03_prune", "1", "2", "1.5"] in lines  # 90 seconds, says the stages' provenance
+    assert ["tap-textvqa", "04_retrain", "2", "1", "3.0"] in lines
+    assert " ".join(lines[-1]) == "3 notebooks to run, about 2 minutes on 2 cores"
+    run_grid.run(grid, grid.steps("tap-textvqa", 1), "tiny")
+    *_, last = plan_lines(grid, cores=1)
+    assert last == "0 notebooks to run, about 0 minutes on 1 cores"
+
+
+def test_a_notebook_declares_its_parameters(tmp_path):
+    folder = made_up(tmp_path / "notebooks")
+    prune = find_notebook("03_prune", folder)
+    assert find_notebook("03_prune.ipynb", folder) == prune == folder / "03_prune.ipynb"
+    assert declared(prune)["experiment"] == "tap-textvqa" and declared(prune)["constraint"] is None
+    assert (
+        source_hash(prune) == source_hash(find_notebook("03_prune", folder)) != source_hash(folder / "04_retrain.ipynb")
+    )
+    check_parameters(prune, {"constraint": 0.6, "experiment": "clip-mscoco", "method": None, "studies": ["scales"]})
+    with pytest.raises(ValueError, match="notebook = '03_pruned': did you mean '03_prune'"):
+        find_notebook("03_pruned", folder)
+    for parameters, message in (
+        ({"constrant": 0.6}, "parameter 'constrant' of 03_prune: did you mean 'constraint'"),
+        ({"constraint": "much"}, "constraint = 'much'"),
+        ({"constraint": 6}, r"constraint = 6: must be in \(0, 1\]"),
+        ({"constraint": 0.4, "percentile": 50}, "give one of them"),
+        ({"seed": "one"}, "seed = 'one': must be a number, such as 0"),
+        ({"seed": True}, "seed = True: must be a number"),
+        ({"profile": 3}, "profile = 3: must be text, such as 'mini'"),
+        ({"experiment": "tap-textvq"}, "experiment = 'tap-textvq': did you mean 'tap-textvqa'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_parameters(prune, parameters)
+
+
+def test_values_are_read_as_papermill_reads_them():
+    given = [("a", "0.6"), ("b", "3"), ("c", "True"), ("d", "None"), ("e", "label-free")]
+    assert parse(given, ["{b: 4, f: [1, two]}"]) == {
+        "a": 0.6,
+        "b": 3,
+        "c": True,
+        "d": None,
+        "e": "label-free",
+        "f": [1, "two"],
+    }
+    with pytest.raises(ValueError, match="must be a mapping"):
+        parse([], ["- 3"])
+    assert output_name("03_prune", {}) == "03_prune"
+    assert output_name("03_prune", {"constraint": 0.6, "seed": 1}) == "03_prune-constraint=0.6-seed=1"
+    path = output_name("06_paper", {"folder": "/a/b"})
+    assert re.fullmatch(r"06_paper-folder=_a_b-[0-9a-f]{10}", path) and path != output_name(
+        "06_paper", {"folder": "/a_b"}
+    )
+
+
+def lfpr(*arguments, cwd):
+    command = [sys.executable, "-m", "lfpr", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch, tmp_path):
+    """A command's complaint, from another folder; no kernel was started, and no file written."""
+
+    def refuse(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(run_grid.signal, "signal", lambda *_: None)
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        with pytest.raises(SystemExit) as stopped:
+            sys.exit(main(arguments))
+        said = capsys.readouterr()
+        assert stopped.value.code == 2 and said.out == "" and list(tmp_path.iterdir()) == []
+        return said.err
+
+    return refuse
+
+
+def test_one_notebook_runs_from_the_shell_wherever_that_is(grid, tmp_path):
+    out = tmp_path / "out" / "pruned.ipynb"
+    folders = ["--notebooks", grid.notebooks, "--out", out]
+    done = lfpr("run", "03_prune", "-p", "constraint", "0.6", "-p", "method", "l1", *folders, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout.strip() == str(out) and "made-up failure" in done.stderr
+    assert "IPKernelApp" not in done.stderr
+    place = find_notebook("01_data", grid.notebooks)
+    write_quick = place.read_text().replace("1 / 0", "print(42)")
+    place.write_text(write_quick)
+    done = lfpr("run", "01_data", "-y", "{method: random, seed: 2}", *folders, cwd="/")
+    assert done.returncode == 0 and done.stderr == ""
+    cells = nbformat.read(out, as_version=4).cells
+    assert "01_data tap-textvqa random None 2 None" in cells[3].outputs[0].text
+    assert cells[4].outputs[0].text == "42\n"  # nothing is left out of a notebook that is run alone
+
+
+def test_what_is_wrong_is_said_before_a_kernel_starts(refused):
+    assert "did you mean 'constraint'?" in refused("run", "03_prune", "-p", "constrant", "0.6")
+    assert "constraint = 6: must be in (0, 1]" in refused("run", "03_prune", "-p", "constraint", "6")
+    assert "did you mean '03_prune'?" in refused("run", "03_prun")
+    assert "must be a mapping" in refused("run", "03_prune", "-y", "- 1")
+    assert "the grid has ['tap-textvqa'" in refused("grid", "--experiment", "tap")
+    assert "must be one of ['default'" in refused("plan", "--grid", "tiny")
+    assert "cores = 0: must be at least 1" in refused("plan", "--cores", "0")
+    assert "must be one of run, grid, plan, collect, reproduce" in refused("prune")
+
+
+def test_alone_it_lists_the_commands():
+    done = lfpr(cwd="/")
+    assert done.returncode == 0 and done.stderr == ""
+    for command in ("run", "grid", "plan", "collect", "reproduce"):
+        assert f"python -m lfpr {command}" in done.stdout
+
+
+def test_commands_are_functions_without_arguments():
+    for place in COMMANDS.values():
+        module, _, function = place.partition(":")
+        source = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py").read_text()
+        assert re.search(rf"^def {function}\(\)", source, re.MULTILINE), place
