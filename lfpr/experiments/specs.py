@@ -21,7 +21,8 @@ class ExperimentSpec:
     and tables, `tabulated` those that get a table; samples: what scores count; kept: what a constraint counts.
     method, rearranged, rescaled, trained: the experiment's own way; methods, controls (methods that only compare), ways
     (values of trained): what else there is; retraining: its name. alternatives: what one figure compares, label -> Way.
-    tolerance: points that label-free at 40 %, retrained, may lie below the unpruned model on mini's data.
+    studies: what else can be studied, downstream: what else is measured of each pruned or retrained model (names in
+    `lfpr.experiments.studies`). tolerance: points that label-free at 40 %, retrained, may lie below the unpruned model on mini's data.
     """
 
     name: str
@@ -39,6 +40,8 @@ class ExperimentSpec:
     alternatives: Mapping[str, Way]
     controls: tuple[str, ...] = ()
     tabulated: tuple[str, ...] = ("score",)
+    studies: tuple[str, ...] = ()
+    downstream: tuple[str, ...] = ()
     rearranged: bool = False
     rescaled: bool = False
     constraint: float = 0.4
@@ -79,6 +82,7 @@ def _tap(name: str, title: str, dataset: str, text_layers: int, mmt_layers: int)
             "Random + ReSt": ("random", "", True),
         },
         tabulated=tuple(metrics[dataset]),
+        studies=("scoring",),
         arguments={"dataset": dataset, "text_layers": text_layers, "mmt_layers": mmt_layers},
     )
 
@@ -112,6 +116,8 @@ SPECS: dict[str, ExperimentSpec] = {
             rearranged=True,
             rescaled=True,
             tabulated=("score", "r10"),
+            studies=("sensitivity", "scales"),
+            downstream=("cascade",),
             alternatives={
                 "Searched": (None, "rearranged=False, rescaled=False", False),
                 "Searched, rearranged": (None, "rearranged=True, rescaled=False", False),
