@@ -49,8 +49,8 @@ class ExperimentSpec:
 
     @property
     def trained(self) -> str:
-        """The experiment's own way of retraining."""
-        return self.ways[0]
+        """The experiment's own way of retraining; "" if it is not retrained."""
+        return self.ways[0] if self.ways else ""
 
     @property
     def score(self) -> str:
@@ -127,6 +127,21 @@ SPECS: dict[str, ExperimentSpec] = {
                 "Distilled: all layers": (None, "trained=all", True),
                 "Random, distilled": ("random", "", True),
             },
+        ),
+        ExperimentSpec(
+            "minilm-texts",
+            "lfpr.experiments.sentences:SentenceTask",
+            "lfpr.paper.pictures.sentences",
+            "all-MiniLM-L6-v2, texts",
+            metrics={"score": "Nearest neighbours kept"},
+            samples="texts",
+            kept="parameters of the layers kept",
+            method="label-free",
+            methods=("label-free", "magnitude", "l1", "random"),
+            ways=(),
+            retraining="",
+            tolerance=0.0,
+            alternatives={"Pruned": (None, "", False), "Pruned, rescaled": (None, "rescaled=True", False)},
         ),
     )
 }
