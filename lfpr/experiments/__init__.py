@@ -1,7 +1,7 @@
 """The experiments: which model, data and metric, in which profile, and their stages from importance to retraining.
 
-`open_experiment("tap-textvqa", profile="mini")` gives an `Experiment`, whose methods are the paper's stages; a `Cell` says
-which pruned model is meant. Profiles:
+`open_experiment("tap-textvqa", profile="mini")` gives an `Experiment`, whose methods are the paper's stages; a `Cell`
+says which pruned model is meant. Profiles:
 
 * `mini` (default): a small trained baseline from `data/mini` on rendered scenes, written to disk in TAP's formats or as
   MSCOCO captions.

@@ -1,7 +1,7 @@
 """CLIP on MSCOCO: only the vision tower is pruned, and constraints count its multiply-accumulates (MACs).
 
-Images are decoded batch by batch; what stays in memory are features and mask gradients. Text features and unpruned image
-features are computed once: pruning leaves the text tower alone.
+Images are decoded batch by batch; what stays in memory are features and mask gradients. Text features and unpruned
+image features are computed once: pruning leaves the text tower alone.
 """
 
 from __future__ import annotations
@@ -330,9 +330,7 @@ class CLIPTask(Task):
         return {
             "encoder": prunable(student.vision_model),
             "heads": [],
-            "batches": loader(
-                images.reader, features, rows, settings.retrain_batch, steps, cell.seed, self.workers
-            ),
+            "batches": loader(images.reader, features, rows, settings.retrain_batch, steps, cell.seed, self.workers),
             "loss": distillation_loss(student),
             "settings": rest,
             "parameters": extra(student.vision_model, cell.trained),

@@ -269,7 +269,7 @@ class Experiment:
         return self.runs.stage("speed", self._key("speed", cell), build)
 
     def downstream(self, pruned: Stage) -> dict[str, Stage]:
-        """What else a pruned or retrained model is used for, measured: stages by name (see `lfpr.experiments.studies`)."""
+        """What else a pruned or retrained model is used for, measured: stages by name (see `DOWNSTREAM`)."""
         from lfpr.experiments.studies import DOWNSTREAM
 
         return {name: DOWNSTREAM[name](self, pruned) for name in self.spec.downstream}

@@ -1,7 +1,7 @@
 """The ways to give heads and neurons an importance, a row each: adding one is a row here and its look in the figures.
 
-Methods by gradients differ in the task's objective. Controls take one part of Fisher's importance away, to see what each
-part is worth; each is again an importance, so search and constraints apply to it unchanged.
+Methods by gradients differ in the task's objective. Controls take one part of Fisher's importance away, to see what
+each part is worth; each is again an importance, so search and constraints apply to it unchanged.
 """
 
 from __future__ import annotations

@@ -20,9 +20,7 @@ OPENING = ("experiment", "profile", "runs", "data_root", "checkpoint")
 INJECTED = "# Parameters"  # how papermill begins the cell that it adds
 
 
-def from_parameters(
-    notebook: str, namespace: Mapping[str, Any], own: Iterable[str] = ()
-) -> tuple[Experiment, Cell]:
+def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[str] = ()) -> tuple[Experiment, Cell]:
     """The experiment and the cell that a notebook's parameters name; to be called with its `globals()`.
 
     Parameters are those of `open_experiment`, fields of `Cell`, settings of the experiment's profile, and the

@@ -1,10 +1,10 @@
 """Where artifacts live: one folder per stage, named by its parameters, made once, atomically, with its provenance.
 
-`Runs.stage(name, parameters, build)` returns a finished stage, building it if it is not there; `Runs.begin` does so in a
-`with`, for notebooks that show how. The folder's name ends with a hash of all parameters (and of the inputs' hashes that
-the caller puts among them), so changed parameters never reuse stale files. A build writes into a temporary folder that
-is renamed when complete: a run killed half-way leaves finished stages intact and repeats only the one it was in. A lock
-lets parallel jobs share a stage.
+`Runs.stage(name, parameters, build)` returns a finished stage, building it if it is not there; `Runs.begin` does so in
+a `with`, for notebooks that show how. The folder's name ends with a hash of all parameters (and of the inputs' hashes
+that the caller puts among them), so changed parameters never reuse stale files. A build writes into a temporary folder
+that is renamed when complete: a run killed half-way leaves finished stages intact and repeats only the one it was in. A
+lock lets parallel jobs share a stage.
 
 `provenance_table` lists who made what, when and how long it took; `minutes_per_stage` adds it up.
 """

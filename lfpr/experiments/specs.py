@@ -18,11 +18,12 @@ class ExperimentSpec:
 
     task: where its `Task` is, "module:class", with `arguments` for it; pictures: the module that draws what notebooks
     show. title: model and data; metrics: column of a stage's result -> label, the first one being the score of figures
-    and tables, `tabulated` those that get a table; samples: what scores count; kept: what a constraint counts.
-    method, rearranged, rescaled, trained: the experiment's own way; methods, controls (methods that only compare), ways
-    (values of trained): what else there is; retraining: its name. alternatives: what one figure compares, label -> Way.
+    and tables, `tabulated` those that get a table; samples: what scores count; kept: what a constraint counts. method,
+    rearranged, rescaled, trained: the experiment's own way; methods, controls (methods that only compare), ways (values
+    of trained): what else there is; retraining: its name. alternatives: what one figure compares, label -> Way.
     studies: what else can be studied, downstream: what else is measured of each pruned or retrained model (names in
-    `lfpr.experiments.studies`). tolerance: points that label-free at 40 %, retrained, may lie below the unpruned model on mini's data.
+    `lfpr.experiments.studies`). tolerance: points that label-free at 40 %, retrained, may lie below the unpruned model
+    on mini's data.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""TAP on TextVQA and ST-VQA: the model, the questions, and how the published system is set up (LFPR, Poh et al. 2024)."""
+"""TAP on TextVQA and ST-VQA: the model, the questions, and the published settings (LFPR, Poh et al. 2024)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ MINI_SIZES = InputSizes(
 
 
 class TAPTask(Task):
-    """A TAP model on one data set; spec.arguments: `dataset`, `text_layers` and `mmt_layers`. The checkpoint is a file."""
+    """A TAP model on one data set; spec.arguments: `dataset`, `text_layers` `mmt_layers`. The checkpoint is a file."""
 
     SETTINGS: ClassVar[dict[str, TAPSettings]] = {
         "mini": TAPSettings(
@@ -322,7 +322,8 @@ class TAPTask(Task):
             last_layers=layers if cell.trained == "ReSt" else 0,
             mixed_precision=self.settings.mixed_precision,
         )
-        return {"percent": percent, "batch": self.settings.retrain_batch, "score_every": self.settings.score_every}, rest
+        amounts = {"batch": self.settings.retrain_batch, "score_every": self.settings.score_every}
+        return {"percent": percent} | amounts, rest
 
     def training(self, student: TAP, cell: Cell) -> dict[str, Any]:
         """ReSt on the unpruned model's answers; `trained` = "masks": mask values alone."""
