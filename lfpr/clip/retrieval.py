@@ -9,7 +9,6 @@ image features are all alike, thus finds nothing instead of everything. Similari
 so that 5,000 images by 25,000 captions take no more memory than some rows of that table.
 """
 
-import statistics
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from lfpr.clip.objectives import Batch, image_features, text_features
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
-from lfpr.latency.cost import take_turns
+from lfpr.latency.compare import side_by_side
 from lfpr.shrink import _evaluating
 
 TIE = 1e-12  # cosines that differ by less are equal up to the order of summation
@@ -219,23 +218,20 @@ def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 25) -> di
     """For each CLIP model: `parameters` and `macs` of its vision layers, `megabytes` (10⁶ bytes) of all its
     weights in float32, and `ms_per_image` of image encoding of `batch`, the median of `repeats` runs that
     alternate between the models."""
-    seconds = take_turns({name: partial(image_features, model, batch) for name, model in models.items()}, repeats)
-    table = {}
-    for name, model in models.items():
-        encoder = prunable(model.vision_model)
-        table[name] = {
-            "parameters": encoder.num_parameters,
-            "macs": vision_cost(model).of(sum(encoder.heads_per_layer), sum(encoder.neurons_per_layer)),
-            "megabytes": sum(p.numel() * 4 for p in model.parameters()) / 1e6,
-            "ms_per_image": 1000 * statistics.median(seconds[name]) / len(batch["pixel_values"]),
-        }
-    return table
+    length, run = vision_tokens(next(iter(models.values()))), partial(image_features, batch=batch)
+    images = len(batch["pixel_values"])
+    return side_by_side(models, run, lambda clip: prunable(clip.vision_model), length, images, "image", repeats)
 
 
 def vision_cost(clip: nn.Module) -> MacCost:
     """MACs of the vision layers for one image: its patches and the class token."""
+    return MacCost(prunable(clip.vision_model), vision_tokens(clip))
+
+
+def vision_tokens(clip: nn.Module) -> int:
+    """Positions of one image in the vision layers: its patches and the class token."""
     vision = clip.config.vision_config
-    return MacCost(prunable(clip.vision_model), (vision.image_size // vision.patch_size) ** 2 + 1)
+    return (vision.image_size // vision.patch_size) ** 2 + 1
 
 
 def eccv_metrics(

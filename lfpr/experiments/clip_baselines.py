@@ -29,9 +29,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from lfpr.clip.coco import COCOCaptions, captions, images
 from lfpr.clip.processor import Processor
 from lfpr.clip.retrieval import encode_images, encode_texts, recall
-from lfpr.experiments.runs import write_json
 from lfpr.experiments.tap_baselines import warm_cosine
-from lfpr.files import SHIPPED, write_whole
+from lfpr.files import SHIPPED, write_json, write_whole
 from lfpr.mini.coco import CAPTIONS, SCENE, write_coco
 
 NAME = "clip-mscoco"

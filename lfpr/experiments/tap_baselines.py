@@ -6,7 +6,7 @@ What makes a small TAP learn in minutes is help with *binding* words to the obje
   during training only: the saved state dict is a plain TAP);
 * an auxiliary loss, in the spirit of TAP's relative-position pre-training, asks each OCR token's output for the look of
   the object around it (first 70 % of training);
-* softmax cross-entropy joins M4C's binary cross-entropy, and pointer and classifier start at low scores.
+* softmax cross-entropy joins M4C's binary cross-entropy, and pointer and classifier start at low logits.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from tqdm import tqdm
 
 from lfpr import experiments
 from lfpr.experiments.checks import choose
-from lfpr.experiments.runs import write_json
-from lfpr.files import SHIPPED
+from lfpr.files import SHIPPED, write_json
 from lfpr.mini.datasets import answer_words, word_pieces, write_tap
 from lfpr.tap.data import TAPDataset, batches
 from lfpr.tap.evaluate import evaluate
-from lfpr.tap.label_free import decoding_loss
 from lfpr.tap.layout import TEXT_VOCAB
 from lfpr.tap.model import TAP, Batch, TAPConfig
+from lfpr.tap.objectives import decoding_loss
 from lfpr.tap.text import HashedNgrams
 
 
@@ -131,8 +130,8 @@ def train_tap(
         for batch in loader:
             steps = int(batch["loss_mask"].sum(1).max())
             targets, mask = batch["targets"][:, :steps], batch["loss_mask"][:, :steps]
-            scores = model(batch, batch["previous"][:, :steps])
-            loss = decoding_loss(scores, targets, mask) + _cross_entropy(scores, targets, mask)
+            logits = model(batch, batch["previous"][:, :steps])
+            loss = decoding_loss(logits, targets, mask) + _cross_entropy(logits, targets, mask)
             if step < recipe.auxiliary * recipe.steps:
                 loss = loss + binding(pointed[0], batch)
             optimiser.zero_grad(set_to_none=True)
@@ -155,10 +154,10 @@ def warm_cosine(optimiser: torch.optim.Optimizer, warm_up: int, steps: int) -> t
     )
 
 
-def _cross_entropy(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+def _cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Softmax cross-entropy against the targets [B, T, C] scaled to sum 1, averaged over the valid steps."""
     shares = targets / targets.sum(-1, keepdim=True).clamp(min=1e-6)
-    return -((shares * scores.log_softmax(-1)).sum(-1) * mask).sum() / mask.sum().clamp(min=1)
+    return -((shares * logits.log_softmax(-1)).sum(-1) * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _start_wide(model: TAP, recipe: Recipe) -> None:
@@ -179,12 +178,12 @@ def _start_wide(model: TAP, recipe: Recipe) -> None:
         layer.output.dense.weight.data *= recipe.output_scale
 
 
-def _start_low(model: TAP, score: float = -3.0) -> None:
-    """Start all scores at about `score`: most classes are wrong, and training need not learn that first."""
-    nn.init.constant_(model.classifier["module"].bias, score)
+def _start_low(model: TAP, logit: float = -3.0) -> None:
+    """Start all logits at about `logit`: most classes are wrong, and training need not learn that first."""
+    nn.init.constant_(model.classifier["module"].bias, logit)
     width = model.config.hidden_size
-    nn.init.constant_(model.ocr_ptr_net.query.bias, abs(score) ** 0.5 / width**0.25)
-    nn.init.constant_(model.ocr_ptr_net.key.bias, -(abs(score) ** 0.5) / width**0.25)
+    nn.init.constant_(model.ocr_ptr_net.query.bias, abs(logit) ** 0.5 / width**0.25)
+    nn.init.constant_(model.ocr_ptr_net.key.bias, -(abs(logit) ** 0.5) / width**0.25)
 
 
 def _untie(model: TAP, words: SharedWords) -> TAP:

@@ -20,14 +20,15 @@ from lfpr.experiments.tap_settings import GRADIENTS, METHODS, UNSCALED
 from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.importance import magnitude, random_importance
 from lfpr.masks import Importance, Masks
+from lfpr.released import scoring
 from lfpr.rescale import Rescaled, rescale
 from lfpr.retrain import ReSt, TrainableMasks, retrain
 from lfpr.save import save_pruned
 from lfpr.shrink import verify_equivalent
 from lfpr.tap.data import TAPDataset, batches
-from lfpr.tap.evaluate import compare, evaluate, first_scores, predict
-from lfpr.tap.label_free import PUBLISHED_BATCH, PUBLISHED_DROPOUT, begin, label_free, labelled, peak_step
+from lfpr.tap.evaluate import compare, evaluate, first_logits, predict
 from lfpr.tap.model import TAP
+from lfpr.tap.objectives import label_free, labelled, peak_step
 from lfpr.tap.text import Answer
 
 
@@ -97,7 +98,7 @@ class TAPExperiment(TAPInputs, Staged):
         chosen = self.settings
         batch, per_sample = chosen.score_batch, chosen.per_sample
         if chosen.published_scoring:
-            batch, per_sample = PUBLISHED_BATCH, False
+            batch, per_sample = scoring.BATCH, False
         return {"num_samples": chosen.num_samples, "batch": batch, "per_sample": per_sample, "step": chosen.step,
                 "published": chosen.published_scoring}  # fmt: skip
 
@@ -111,13 +112,15 @@ class TAPExperiment(TAPInputs, Staged):
 
     @property
     def scoring_dropout(self) -> float | None:
-        """The dropout of published scoring; a baseline trained without any is scored with the published model's."""
-        return (self.config.dropout or PUBLISHED_DROPOUT) if self.settings.published_scoring else None
+        """The dropout of released scoring; a baseline trained without any is scored with the released model's."""
+        return (self.config.dropout or scoring.DROPOUT) if self.settings.published_scoring else None
 
     def objective(self, method: str, step: int | None = None) -> Callable:
         """The function of a batch whose mask gradients `method` scores with; a sum over the batch."""
+        if method == "label-free" and self.scoring_dropout:
+            return scoring.label_free(self.model, step, self.scoring_dropout)
         if method == "label-free":
-            return label_free(self.model, step, self.scoring_dropout)
+            return label_free(self.model, step)
         return labelled(self.model, reduction="sum" if self._sampling["per_sample"] else "mean")
 
     def verify(self, masks: Masks, pruned: TAP) -> float:
@@ -126,7 +129,7 @@ class TAPExperiment(TAPInputs, Staged):
         Raises `NotEquivalent` if it is above 0.001.
         """
         questions = list(batches(self.data("val", indices=self.sample("val", 64, 0)), 32))
-        return verify_equivalent(self.model, masks, pruned, questions, first_scores, atol=1e-3)
+        return verify_equivalent(self.model, masks, pruned, questions, first_logits, atol=1e-3)
 
     def rescale(self, masks: Masks, seed: int = 0, **options) -> Rescaled:
         """`masks` with values fitted on `rescale_samples` unlabelled training questions and their decoded answers'
@@ -135,7 +138,7 @@ class TAPExperiment(TAPInputs, Staged):
 
         def answered():
             for batch in batches(data, self.settings.score_batch):
-                first = begin(self.model, batch)
+                first = self.model.begin(len(batch["num_ocr"]))
                 yield batch | {"previous": torch.cat([first, self.model.generate(batch, 1)[1]], 1)}
 
         return rescale(self.encoder, masks, answered(), lambda batch: self.model(batch, batch["previous"]), **options)

@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import trange
 
-from lfpr.experiments.runs import write_json
+from lfpr.files import write_json
 from lfpr.mini.features import box_features, carrier_boxes
 from lfpr.mini.questions import (
     MAX_QUESTIONS,

@@ -1,6 +1,6 @@
 """Dress rehearsal of the profile `full`: made-up files at the real sizes, and every notebook run on them.
 
-    python -m rehearsal.rehearse --out FOLDER [--experiments tap-textvqa ...] [--notebooks 01_data ...]
+    python tests/rehearsal/rehearse.py --out FOLDER [--experiments tap-textvqa ...] [--notebooks 01_data ...]
 
 Nothing may need the real data to be found broken: file formats, memory, stages that only work on small models. The
 files are of TAP's data and checkpoints, of COCO, and of CLIP ViT-B/16; scores mean nothing here. Prints seconds and
@@ -22,12 +22,15 @@ import pandas as pd
 import torch
 import yaml
 from papermill import inspect_notebook
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script's path begins with its own folder
 from rehearsal.coco_files import write_clip, write_coco_files
 from rehearsal.tap_files import ANSWERS, PIECES, write_checkpoint, write_tap_files
 
 from lfpr.clip.coco import COCOCaptions, annotation_file
 from lfpr.experiments import TAP_EXPERIMENTS
-from lfpr.experiments.runs import provenance_table, write_json
+from lfpr.experiments.runs import provenance_table
+from lfpr.files import write_json
 from lfpr.tap.model import TAP, TAPConfig
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
