@@ -35,16 +35,16 @@ def build(small: bool) -> TAP:
 
 def questions(config: TAPConfig, batch: int) -> Batch:
     """Random inputs that use all positions."""
-    g, places = torch.Generator().manual_seed(1), (batch, 100)
+    g, slots = torch.Generator().manual_seed(1), (batch, 100)
     return {
         "text": torch.randint(1, config.text_vocab_size, (batch, 170), generator=g),
-        "obj_features": torch.rand(*places, config.feature_size, generator=g),
-        "obj_boxes": torch.rand(*places, 4, generator=g),
+        "obj_features": torch.rand(*slots, config.feature_size, generator=g),
+        "obj_boxes": torch.rand(*slots, 4, generator=g),
         "num_obj": torch.full((batch,), 100),
-        "ocr_fasttext": torch.randn(*places, 300, generator=g),
-        "ocr_phoc": (torch.rand(*places, 604, generator=g) < 0.1).float(),
-        "ocr_features": torch.rand(*places, config.feature_size, generator=g),
-        "ocr_boxes": torch.rand(*places, 4, generator=g),
+        "ocr_fasttext": torch.randn(*slots, 300, generator=g),
+        "ocr_phoc": (torch.rand(*slots, 604, generator=g) < 0.1).float(),
+        "ocr_features": torch.rand(*slots, config.feature_size, generator=g),
+        "ocr_boxes": torch.rand(*slots, 4, generator=g),
         "num_ocr": torch.full((batch,), 100),
     }
 

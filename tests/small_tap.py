@@ -105,9 +105,9 @@ def stage(runs: str | Path, **settings) -> Stage:
 
 if __name__ == "__main__":
     result, checkpoint, runs = sys.argv[1:]
-    found = retrain(tap(), checkpoint=checkpoint, checkpoint_every=2)
+    retrained = retrain(tap(), checkpoint=checkpoint, checkpoint_every=2)
     if torch.distributed.get_rank() == 0:
-        torch.save(numbers(*found), Path(result))
+        torch.save(numbers(*retrained), Path(result))
     built = stage(runs)
     assert stage(runs) == built  # finished: no process waits for another
     torch.distributed.destroy_process_group()

@@ -55,19 +55,19 @@ def encode_texts(clip: nn.Module, batches: Iterable[Batch], progress: str | None
 
 @torch.no_grad()
 def _encode(clip: nn.Module, batches: Iterable[Batch], encode: Callable, names: tuple[str, ...], progress: str | None):
-    found, ids = [], {name: [] for name in names}
+    features, ids = [], {name: [] for name in names}
     if progress:
         from tqdm import tqdm
 
         batches = tqdm(batches, desc=progress, leave=False)
     with _evaluating(clip):
         for batch in batches:
-            found.append(encode(clip, batch).float().cpu())
+            features.append(encode(clip, batch).float().cpu())
             for name in names:
                 ids[name].append(batch[name])
-    if not found:
+    if not features:
         raise ValueError("batches: there is none, so there is nothing to encode")
-    return torch.cat(found), {name: torch.cat(values) for name, values in ids.items()}
+    return torch.cat(features), {name: torch.cat(values) for name, values in ids.items()}
 
 
 def check_finite(name: str, features: Tensor, ids: Tensor | None = None) -> None:
@@ -192,12 +192,12 @@ def _strong(full: Tensor | Callable[[Tensor], Tensor], images: Tensor, rows: Ten
     """The full model's unit features in float64; zeros for images that no query needs."""
     if not callable(full) and full.shape != images.shape:
         raise ValueError(f"full: features {tuple(full.shape)}, expected {tuple(images.shape)} as of the pruned model")
-    found = full(rows) if callable(full) else full[rows]
-    if found.shape != (len(rows), images.shape[1]):
-        raise ValueError(f"full: it gave {tuple(found.shape)}, expected {(len(rows), images.shape[1])}")
-    check_finite("full features", found, rows)
+    features = full(rows) if callable(full) else full[rows]
+    if features.shape != (len(rows), images.shape[1]):
+        raise ValueError(f"full: it gave {tuple(features.shape)}, expected {(len(rows), images.shape[1])}")
+    check_finite("full features", features, rows)
     strong = torch.zeros_like(images)
-    strong[rows] = F.normalize(found.double(), dim=-1)
+    strong[rows] = F.normalize(features.double(), dim=-1)
     return strong
 
 
@@ -256,13 +256,13 @@ def eccv_metrics(
     check_finite("text features", text_features, caption_id)
     images, texts = (F.normalize(features.double(), dim=-1) for features in (image_features, text_features))
     recalls, eccv = ("coco_1k_recalls", "coco_5k_recalls", "cxc_recalls"), ("eccv_r1", "eccv_map_at_r")
-    found = metrics.compute_all_metrics(
+    scores = metrics.compute_all_metrics(
         best_answers(images, texts, image_id, caption_id),
         best_answers(texts, images, caption_id, image_id),
         target_metrics=(*recalls, *eccv, "eccv_rprecision"),
         Ks=(1, 5, 10),
     )
-    return {f"{name}_{way}": float(value) for name, ways in found.items() for way, value in ways.items()}
+    return {f"{name}_{way}": float(value) for name, ways in scores.items() for way, value in ways.items()}
 
 
 def best_answers(
@@ -272,8 +272,8 @@ def best_answers(
 
     ECCV-Caption has at most 48 right answers to a query, so that 50 are enough.
     """
-    found = {}
+    best = {}
     for part in torch.arange(len(queries)).split(CHUNK):
         rows = (queries[part] @ answers.T).topk(min(top, len(answers))).indices
-        found |= zip(query_id[part].tolist(), answer_id[rows].tolist(), strict=True)
-    return found
+        best |= zip(query_id[part].tolist(), answer_id[rows].tolist(), strict=True)
+    return best

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,11 +22,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from lfpr import experiments
 from lfpr.experiments.checks import choose
-from lfpr.files import SHIPPED, write_json
+from lfpr.files import SHIPPED, write_json, write_whole
 from lfpr.mini.datasets import answer_words, word_pieces, write_tap
 from lfpr.tap.data import TAPDataset, batches
 from lfpr.tap.evaluate import evaluate
@@ -134,11 +137,7 @@ def train_tap(
             loss = decoding_loss(logits, targets, mask) + _cross_entropy(logits, targets, mask)
             if step < recipe.auxiliary * recipe.steps:
                 loss = loss + binding(pointed[0], batch)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            schedule.step()
+            descend(loss, parameters, optimiser, schedule)
             step += 1
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
@@ -147,11 +146,24 @@ def train_tap(
     return _untie(model, words)
 
 
-def warm_cosine(optimiser: torch.optim.Optimizer, warm_up: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+def warm_cosine(optimiser: Optimizer, warm_up: int, steps: int) -> LambdaLR:
     """The learning rates rise for `warm_up` steps and follow half a cosine to zero at `steps`."""
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * i / steps)))
-    )
+    return LambdaLR(optimiser, lambda i: min((i + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * i / steps))))
+
+
+def descend(loss: Tensor, parameters: Iterable[nn.Parameter], optimiser: Optimizer, schedule: LambdaLR) -> None:
+    """One step of training, with gradients of norm 1 at most."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()
+    schedule.step()
+
+
+def half_precision(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state in float16, as baselines are shipped."""
+    state = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
@@ -207,8 +219,8 @@ def translated(state: dict[str, Tensor], model: TAP, source: str, target: str) -
         (["text_bert.embeddings.word_embeddings.weight"], word_pieces),
         (["classifier.module.weight", "classifier.module.bias"], answer_words),
     ):
-        places = {word: i for i, word in enumerate(lists(source))}
-        pairs = torch.tensor([(i, places[word]) for i, word in enumerate(lists(target)) if word in places])
+        indices = {word: i for i, word in enumerate(lists(source))}
+        pairs = torch.tensor([(i, indices[word]) for i, word in enumerate(lists(target)) if word in indices])
         for name in names:
             state[name] = own[name].clone().index_copy_(0, pairs[:, 0], state[name][pairs[:, 1]])
     return state
@@ -260,10 +272,8 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     began = time.perf_counter()
     model = train_tap(config, data.preload(), ngrams, recipe, start)
     minutes = (time.perf_counter() - began) / 60
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
-    save_file(state, folder / f"{name}.unfinished")
-    (folder / f"{name}.unfinished").replace(folder / f"{name}.safetensors")
+    state = half_precision(model)
+    write_whole(folder / f"{name}.safetensors", lambda partial: save_file(state, partial))
     model.load_state_dict({key: value.float() for key, value in state.items()})
     val = TAPDataset(root, dataset, "val", sizes=settings.sizes, embed=embed)
     result = evaluate(model, val, settings.eval_batch) | {"minutes": minutes, "threads": torch.get_num_threads()}
@@ -272,12 +282,18 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", default=list(BASELINES), help=f"of {list(BASELINES)}; all by default")
+def command_line(description: str) -> argparse.ArgumentParser:
+    """What the recipes' commands take."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=SHIPPED, help="where to write")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the training data are made")
     parser.add_argument("--steps", type=int, help="training steps, instead of the recipe's")
+    return parser
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("names", nargs="*", default=list(BASELINES), help=f"of {list(BASELINES)}; all by default")
     arguments = parser.parse_args()
     for name in arguments.names:
         choose("name", name, BASELINES)

@@ -1,4 +1,4 @@
-"""TAP: the model, its published data and checkpoint formats, its metrics, and LFPR's label-free objective."""
+"""TAP: the model, its released data and checkpoint formats, its metrics, and LFPR's label-free objective."""
 
 from lfpr.files import CheckpointError
 from lfpr.tap.checkpoint import read_checkpoint

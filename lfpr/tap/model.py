@@ -4,7 +4,7 @@ A question, the object tags and the OCR tags go through TextBERT; objects and OC
 multimodal transformer (MMT) reads all of them and decodes an answer step by step, each step choosing a word of a fixed
 vocabulary or copying an OCR token (Hu et al., M4C, CVPR 2020; Yang et al., TAP, CVPR 2021). The MMT is a stack of
 transformers' `BertLayer`, so every pruning call of this package works on it. State-dict names are those of the
-published checkpoints.
+released checkpoints.
 
 Encoder positions never attend to decoding positions, so the encoder part does not depend on the answer: its keys and
 values are computed once per question and kept for all decoding steps. Padding that no sample of a batch uses is cut
@@ -31,7 +31,7 @@ from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.config import TAPConfig
 
 Batch = dict[str, Tensor]
-INVALID = -10000.0  # logit of an OCR slot that holds no token, as published
+INVALID = -10000.0  # logit of an OCR slot that holds no token, as released
 
 
 class KeyValueCache:
@@ -118,8 +118,8 @@ class PreviousPredictions(nn.Module):
         slots = (previous - len(answers)).clamp(0, ocr.shape[1] - 1)
         copies = self.ocr_layer_norm(ocr.gather(1, slots[..., None].expand(-1, -1, ocr.shape[2])))
         positions = torch.arange(start, start + previous.shape[1], device=previous.device)
-        place = self.position_embeddings(positions) + self.token_type_embeddings(copied.long())
-        return torch.where(copied[..., None], copies, words) + self.emb_dropout(self.emb_layer_norm(place))
+        slot = self.position_embeddings(positions) + self.token_type_embeddings(copied.long())
+        return torch.where(copied[..., None], copies, words) + self.emb_dropout(self.emb_layer_norm(slot))
 
 
 class MMT(nn.Module):
@@ -210,7 +210,7 @@ class TAP(nn.Module):
             F.normalize(batch["ocr_phoc"][:, :slots].to(obj.dtype), dim=-1),
             F.normalize(self.ocr_faster_rcnn_fc7(batch["ocr_features"][:, :slots]), dim=-1),
         ]
-        # the published model multiplies order_size zeros by the last columns: leave both out
+        # the released model multiplies order_size zeros by the last columns: leave both out
         linear = self.linear_ocr_feat_to_mmt_in
         used = linear.in_features - self.config.order_size
         ocr = F.linear(torch.cat(ocr, -1), linear.weight[:, :used], linear.bias)
@@ -289,7 +289,7 @@ class TAP(nn.Module):
         return torch.cat([words, F.pad(copies, (0, self.config.num_ocr - encoded.slots), value=INVALID)], -1)
 
     def load_checkpoint(self, path: str | Path) -> TAP:
-        """Load a published checkpoint (`.ckpt`/`.pth`: a state dict, or one under "model") or `.safetensors`.
+        """Load a released checkpoint (`.ckpt`/`.pth`: a state dict, or one under "model") or `.safetensors`.
 
         Entries of other tasks' heads (TAP's pre-training) are left out. Raises `CheckpointError` if the file is
         missing or unreadable, an entry of this model is missing, or a shape differs. Pickled code is never run. Returns

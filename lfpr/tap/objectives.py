@@ -38,7 +38,7 @@ def label_free(model: TAP, step: int) -> Callable[[Batch], Tensor]:
     """The label-free objective at decoding step `step`: the sum over the batch of the largest logit (LFPR, Poh et al.
     2024). For `lfpr.collect_gradients(..., per_sample=True)`.
 
-    Decoded indices carry no gradient, so a single teacher-forced pass with gradient gives the published value. The
+    Decoded indices carry no gradient, so a single teacher-forced pass with gradient gives the released value. The
     encoder positions run only once: the steps before `step` are decoded from their keys and values, without gradient,
     and then the answer so far, with gradient.
 
