@@ -34,7 +34,7 @@ paper: setup
 		$(if $(DRY),--dry-run) --config grid=$(GRID) out='$(OUT)' $(if $(DATA),data='$(DATA)')
 
 rehearsal: setup
-	$(PY) -m rehearsal.rehearse --out runs/rehearsal
+	$(PY) tests/rehearsal/rehearse.py --out runs/rehearsal
 
 test: setup
 	$(PY) -m ruff check .

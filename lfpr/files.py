@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,3 +43,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write `value` as JSON, whole or not at all."""
+    text = json.dumps(value, indent=1, sort_keys=True)
+    write_whole(path, lambda partial: partial.write_text(text))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import lfpr
 from lfpr.experiments import tap_stages as stages
 from lfpr.experiments.runs import Stage
-from lfpr.tap.label_free import labelled
+from lfpr.tap.objectives import labelled
 from lfpr.training.processes import plan, shares
 from lfpr.training.resume import FILE
 
@@ -43,7 +43,7 @@ def assert_same(found: dict, wanted: dict, tolerance: float = 0.0) -> None:
     for part in ("masks", "state") if not tolerance else ("masks",):
         for name, value in wanted[part].items():
             torch.testing.assert_close(found[part][name], value, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(found["scores"], wanted["scores"], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found["logits"], wanted["logits"], rtol=tolerance, atol=tolerance)
     if not tolerance:
         assert found["log"] == wanted["log"]
     for row, other in zip(found["log"], wanted["log"], strict=True):

@@ -16,8 +16,8 @@ from lfpr.paper.comparisons import BLUE
 from lfpr.paper.figures import SINGLE, STYLE
 from lfpr.paper.pictures.questions import show_questions
 from lfpr.tap.data import TAPDataset, batches
-from lfpr.tap.label_free import peak_steps
 from lfpr.tap.model import TAP
+from lfpr.tap.objectives import peak_steps
 from lfpr.tap.text import Answer
 
 SHOWN = tuple(range(0, 40, 5))  # four questions share an image: each picture shows another image
