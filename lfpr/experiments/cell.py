@@ -56,7 +56,7 @@ class Cell:
         for name, least in {"seed": 0, "num_samples": 1, "step": 0, "last_layers": 0}.items():
             self._number(name, f"a whole number of at least {least}", lambda v, n=least: v >= n and v == int(v))
         for name in ("rearranged", "rescaled"):
-            if getattr(self, name) not in (None, True, False) or isinstance(getattr(self, name), float):
+            if not isinstance(getattr(self, name), bool | None):
                 raise ValueError(f"{name} = {getattr(self, name)!r}: must be True, False or None")
         for name in ("method", "trained"):
             if not isinstance(getattr(self, name), str | None):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfpr.budget import check_choice
-from lfpr.cost import MacCost, ParameterCost
+from lfpr.cost import ParameterCost
 from lfpr.encoder import PrunableEncoder, prunable
 from lfpr.experiments.cell import SCORINGS, Cell
 from lfpr.experiments.runs import Stage, file_hash
@@ -36,6 +36,7 @@ from lfpr.experiments.task import Task
 from lfpr.files import checkout
 from lfpr.gradients import collect_gradients
 from lfpr.importance import magnitude, random_importance
+from lfpr.latency.compare import side_by_side
 from lfpr.latency.cost import take_turns
 from lfpr.masks import Importance, Masks
 from lfpr.save import save_pruned, without_progress_bar
@@ -443,17 +444,5 @@ class SentenceTask(Task):
         """Size and speed side by side, on a batch of validation texts of middle length."""
         batches = self.data("val")
         batch = batches[len(batches) // 2]
-        seconds = median_times(list(models.values()), batch)
-        table = {}
-        for (name, model), median in zip(models.items(), seconds, strict=True):
-            encoder = prunable(model)
-            macs = MacCost(encoder, batch["input_ids"].shape[1]).of(
-                sum(encoder.heads_per_layer), sum(encoder.neurons_per_layer)
-            )
-            table[name] = {
-                "parameters": encoder.num_parameters,
-                "macs": macs,
-                "megabytes": sum(p.numel() * 4 for p in model.parameters()) / 1e6,
-                "ms_per_text": 1000 * median / len(batch["input_ids"]),
-            }
-        return table
+        texts, tokens = batch["input_ids"].shape
+        return side_by_side(models, lambda model: embeddings(model, batch), prunable, tokens, texts, "text", 5)

@@ -26,13 +26,14 @@ from lfpr.experiments.specs import ExperimentSpec
 from lfpr.experiments.task import Task
 from lfpr.files import CheckpointError, shipped, write_json
 from lfpr.mini.datasets import write_tap
+from lfpr.released import scoring
 from lfpr.retrain import ReSt
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPBatch, TAPDataset, batches, check
 from lfpr.tap.evaluate import compare, evaluate, first_logits, predict
 from lfpr.tap.layout import LAYOUTS, InputSizes
 from lfpr.tap.model import TAP, TAPConfig
-from lfpr.tap.objectives import RELEASED_BATCH, RELEASED_DROPOUT, begin, label_free, labelled, peak_step
+from lfpr.tap.objectives import label_free, labelled, peak_step
 from lfpr.tap.text import Answer, AnswerVocab
 from lfpr.tap.vectors import Embedding, HashedNgrams
 from lfpr.training.processes import PRECISIONS
@@ -100,7 +101,7 @@ class TAPTask(Task):
         "full": TAPSettings(
             sizes=InputSizes(),
             num_samples=3000,
-            score_batch=RELEASED_BATCH,
+            score_batch=scoring.BATCH,
             rest=ReSt(),
             retrain_batch=16,
             eval_batch=32,
@@ -236,7 +237,7 @@ class TAPTask(Task):
 
     def sampling(self, cell: Cell) -> dict[str, Any]:
         """Number of questions, batch, scoring and, if it is set, the decoding step."""
-        batch = self.settings.score_batch if cell.scoring == "per-sample" else RELEASED_BATCH
+        batch = self.settings.score_batch if cell.scoring == "per-sample" else scoring.BATCH
         return {"num_samples": cell.num_samples, "batch": batch, "scoring": cell.scoring, "step": cell.step}
 
     def batches(self, cell: Cell) -> DataLoader:
@@ -263,7 +264,10 @@ class TAPTask(Task):
     def objective(self, cell: Cell) -> Callable[[TAPBatch], Tensor]:
         """LFPR's label-free objective, or the labelled loss."""
         if cell.method == "label-free":
-            return label_free(self.model, self.step(cell), self.dropout(cell))
+            dropout = self.dropout(cell)
+            if dropout is not None:
+                return scoring.label_free(self.model, self.step(cell), dropout)
+            return label_free(self.model, self.step(cell))
         return labelled(self.model, reduction="sum" if self.per_sample(cell) else "mean")
 
     def per_sample(self, cell: Cell) -> bool:
@@ -272,7 +276,7 @@ class TAPTask(Task):
 
     def dropout(self, cell: Cell) -> float | None:
         """The dropout of released scoring; a baseline trained without any is scored with the released model's."""
-        return (self.config.dropout or RELEASED_DROPOUT) if cell.scoring == "released" else None
+        return (self.config.dropout or scoring.DROPOUT) if cell.scoring == "released" else None
 
     def sample_numbers(self, cell: Cell) -> dict[str, Any]:
         """How many questions, and the decoding step of the label-free objective."""
@@ -288,7 +292,7 @@ class TAPTask(Task):
         """Unlabelled training questions and the first two steps of their decoded answers."""
         indices = self.sample("train", self.settings.rescale_samples, seed)
         for batch in batches(self.data("train", indices=indices), self.settings.score_batch):
-            first = begin(self.model, batch)
+            first = self.model.begin(len(batch["num_ocr"]))
             yield batch | {"previous": torch.cat([first, self.model.generate(batch, 1)[1]], 1)}
 
     def run(self, batch: dict[str, Tensor]) -> Tensor:

@@ -26,8 +26,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from lfpr import experiments
-from lfpr.experiments.checks import choose
+from lfpr.budget import check_choice
+from lfpr.experiments.specs import SPECS
+from lfpr.experiments.tap import TAPTask
 from lfpr.files import SHIPPED, write_json, write_whole
 from lfpr.mini.datasets import answer_words, word_pieces, write_tap
 from lfpr.tap.data import TAPDataset, batches
@@ -254,9 +255,9 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     """Train baseline `name`, write `NAME.safetensors` (float16) and `NAME.json` (config, recipe, score)."""
     baseline = BASELINES[name]
     recipe = recipe or baseline.recipe
-    dataset = experiments.TAP_EXPERIMENTS[name].dataset
+    dataset = SPECS[name].arguments["dataset"]
     root = runs / "data" / f"{dataset}-baseline"
-    settings = experiments.SETTINGS["mini"]
+    settings = TAPTask.SETTINGS["mini"]
     write_tap(root, dataset, baseline.train_images, settings.val_images)
     embed = HashedNgrams(settings.sizes.fasttext_size)
     data = TAPDataset(root, dataset, "train", sizes=settings.sizes, targets=True, embed=embed, seed=recipe.seed)
@@ -268,7 +269,7 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     start = None
     if recipe.start:
         state = load_file(folder / f"{recipe.start}.safetensors")
-        start = translated(state, TAP(config), experiments.TAP_EXPERIMENTS[recipe.start].dataset, dataset)
+        start = translated(state, TAP(config), SPECS[recipe.start].arguments["dataset"], dataset)
     began = time.perf_counter()
     model = train_tap(config, data.preload(), ngrams, recipe, start)
     minutes = (time.perf_counter() - began) / 60
@@ -296,7 +297,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(BASELINES), help=f"of {list(BASELINES)}; all by default")
     arguments = parser.parse_args()
     for name in arguments.names:
-        choose("name", name, BASELINES)
+        check_choice("name", name, BASELINES)
         recipe = BASELINES[name].recipe
         recipe = replace(recipe, steps=arguments.steps) if arguments.steps else recipe
         print(name, train_baseline(name, arguments.folder, arguments.runs, recipe))

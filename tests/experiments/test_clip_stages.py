@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 import lfpr
-from lfpr.clip import coco, distil
+from lfpr.clip import coco
 from lfpr.experiments import Cell, studies
 from lfpr.experiments import clip as clip_module
 from lfpr.experiments.clip import CLIPTask
@@ -149,7 +149,7 @@ def test_distillation_goes_on_after_an_interruption(clip, monkeypatch):
     assert stage.result["iterations"] == 5 and [row["iteration"] for row in log] == [1, 2, 3, 4, 5]
     whole = load_file(stage.folder / "model/model.safetensors")
     (stage.folder / "provenance.json").unlink()  # as if the stage had never been finished
-    wanted, calls = distil.__globals__["distillation_loss"], []
+    wanted, calls = clip_module.distillation_loss, []
 
     def counted(model, stop=None):
         real = wanted(model)
@@ -162,12 +162,12 @@ def test_distillation_goes_on_after_an_interruption(clip, monkeypatch):
 
         return loss
 
-    monkeypatch.setitem(distil.__globals__, "distillation_loss", lambda model: counted(model, stop=4))
+    monkeypatch.setattr(clip_module, "distillation_loss", lambda model: counted(model, stop=4))
     with pytest.raises(KeyboardInterrupt):
         clip.retrain(Cell(constraint=0.5, seed=3))
     (checkpoint,) = stage.folder.parent.glob("*.checkpoint")
     calls.clear()
-    monkeypatch.setitem(distil.__globals__, "distillation_loss", counted)
+    monkeypatch.setattr(clip_module, "distillation_loss", counted)
     again = clip.retrain(Cell(constraint=0.5, seed=3))
     assert len(calls) == 3  # the checkpoint is of two iterations
     assert not checkpoint.exists()  # removed when the result is kept

@@ -173,7 +173,7 @@ def test_what_is_not_finished_leaves_no_stage_and_no_lock(tap):
     stage = tap.prune(cell)
     with tap.stage("prune", cell) as run:
         assert run is None
-    assert not list(stage.folder.parent.glob("*.unfinished"))
+    assert not stage.folder.with_name(f"{stage.folder.name}.unfinished").exists()
 
 
 def test_nothing_follows_the_working_directory(tmp_path, monkeypatch):
