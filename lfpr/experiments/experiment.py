@@ -88,8 +88,8 @@ class Experiment:
 
         Raises ValueError naming a field that this experiment has no such value of.
         """
-        methods = self.spec.methods + self.spec.controls
-        resolved = (cell or Cell()).resolved(self.spec, tuple(name for name in methods if METHODS[name].gradients))
+        with_gradients = tuple(name for name, method in METHODS.items() if method.gradients)
+        resolved = (cell or Cell()).resolved(self.spec, with_gradients)
         settings = {
             name: getattr(self.settings, name, None)
             for name in ("num_samples", "scoring", "step")
