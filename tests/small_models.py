@@ -14,22 +14,9 @@ from lfpr.masks import Masks
 
 REFERENCE = Path(__file__).parent / "reference"
 PUBLISHED_MASKS = Path(__file__).parents[1] / "data" / "published" / "clip-masks"
-BERT = {
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "vocab_size": 99,
-    "max_position_embeddings": 40,
-}
-VIT = {
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "image_size": 32,
-    "patch_size": 8,
-}
+SIZES = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
+BERT = SIZES | {"vocab_size": 99, "max_position_embeddings": 40}
+VIT = SIZES | {"image_size": 32, "patch_size": 8}
 CLIP_TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 CLIP_TEXT |= {"vocab_size": 99, "max_position_embeddings": 16, "projection_dim": 32}
 CLIP_TEXT |= {"bos_token_id": 97, "eos_token_id": 98, "pad_token_id": 1}

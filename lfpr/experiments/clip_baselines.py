@@ -1,7 +1,7 @@
 """Training recipe of the small CLIP in `data/mini/clip-mscoco`.
 
 `python -m lfpr.experiments.clip_baselines` trains it anew. A ViT on 64-pixel images and a text transformer learn CLIP's
-symmetric contrastive loss on rendered COCO pairs. The result is a Hugging Face folder like any published CLIP's: its
+symmetric contrastive loss on rendered COCO pairs. The result is a Hugging Face folder like any released CLIP's: its
 tokenizer is CLIP's byte-pair encoding, with merges learned from the captions so that each of their words is one token.
 """
 

@@ -36,7 +36,7 @@ from lfpr.tap.evaluate import evaluate
 from lfpr.tap.layout import TEXT_VOCAB
 from lfpr.tap.model import TAP, Batch, TAPConfig
 from lfpr.tap.objectives import decoding_loss
-from lfpr.tap.text import HashedNgrams
+from lfpr.tap.vectors import HashedNgrams
 
 
 @dataclass(frozen=True)

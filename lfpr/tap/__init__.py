@@ -9,7 +9,8 @@ from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.objectives import decoding_loss, label_free, labelled, peak_step, peak_steps
 from lfpr.tap.published import load_published, save_published
-from lfpr.tap.text import AnswerVocab, FastText, HashedNgrams, WordPieces, decode, phoc
+from lfpr.tap.text import AnswerVocab, WordPieces, decode, phoc
+from lfpr.tap.vectors import FastText, HashedNgrams
 
 __all__ = [
     "TAP",

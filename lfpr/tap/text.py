@@ -16,8 +16,6 @@ from tokenizers import BertWordPieceTokenizer
 
 from lfpr.files import DataError, existing
 from lfpr.tap.metrics import soft_scores, word_tokenize
-from lfpr.tap.vectors import FastText as FastText
-from lfpr.tap.vectors import HashedNgrams as HashedNgrams
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 BIGRAMS = (

@@ -26,21 +26,8 @@ from lfpr.tap.model import TAP
 from lfpr.tap.vectors import ARGUMENTS, ENTRIES, INPUTS, MAGIC, VERSION
 
 PIECES, ANSWERS, CLASSES, FEATURES = 30522, 5000, 1600, 2048
-WORDS = (
-    "Coca-Cola,",
-    "STOP",
-    "$5.99",
-    "mcdonald's",
-    "café",
-    "12th",
-    "Street",
-    "OPEN",
-    "24",
-    "hours",
-    "7up",
-    "№",
-    "東京",
-)
+WORDS = ("Coca-Cola,", "STOP", "$5.99", "mcdonald's", "café", "12th", "Street", "OPEN", "24", "hours", "7up", "№",
+         "東京")  # fmt: skip
 QUESTIONS = (
     "what is the brand of this camera?",
     "What does the sign say?",
