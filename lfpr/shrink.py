@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfpr.encoder import LayerParts, PrunableEncoder, UnsupportedArchitecture, encoders, mask_rows, prunable
+from lfpr.encoder import LayerParts, PrunableEncoder, encoders, mask_rows, prunable
+from lfpr.families import UnsupportedArchitecture
+from lfpr.modes import evaluating
 
 
 class NotEquivalent(ValueError):
@@ -79,7 +81,7 @@ def verify_equivalent(
     """
     encoder = _meant(module, masks, part)
     largest, compared = 0.0, 0
-    with _evaluating(module, pruned), torch.no_grad():
+    with evaluating(module, pruned), torch.no_grad():
         for number, batch in enumerate(batches):
             with encoder.masked(masks):
                 expected = forward(module, batch)
@@ -191,19 +193,3 @@ def _keep(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None 
     if columns is not None:
         linear.weight = subset(linear.weight, columns, 1)
         linear.in_features = linear.weight.shape[1]
-
-
-class _evaluating:
-    """Modules in evaluation mode for a while, each submodule's own mode restored after it."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        self.training = [m for module in modules for m in module.modules() if m.training]
-        self.modules = modules
-
-    def __enter__(self) -> None:
-        for module in self.modules:
-            module.eval()
-
-    def __exit__(self, *error: object) -> None:
-        for module in self.training:
-            module.training = True

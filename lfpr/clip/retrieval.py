@@ -22,7 +22,7 @@ from lfpr.clip.objectives import Batch, image_features, text_features
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
 from lfpr.latency.cost import take_turns
-from lfpr.shrink import _evaluating
+from lfpr.modes import evaluating
 
 TIE = 1e-12  # cosines that differ by less are equal up to the order of summation
 CHUNK = 256  # rows of the similarity table in memory
@@ -61,7 +61,7 @@ def _encode(clip: nn.Module, batches: Iterable[Batch], encode: Callable, names: 
         from tqdm import tqdm
 
         batches = tqdm(batches, desc=progress, leave=False)
-    with _evaluating(clip):
+    with evaluating(clip):
         for batch in batches:
             found.append(encode(clip, batch).float().cpu())
             for name in names:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from lfpr.experiments.checks import choose
 from lfpr.experiments.tap_settings import Settings, TAPSpec
 from lfpr.experiments.tap_stages import TAPExperiment
-from lfpr.retrain import ReSt
 from lfpr.tap.layout import InputSizes
+from lfpr.training.retrain import ReSt
 
 if TYPE_CHECKING:
     from lfpr.experiments.clip_stages import CLIPExperiment

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lfpr import released
 from lfpr.clip import coco
 from lfpr.clip.distil import TRAINED, distil, loader
 from lfpr.clip.objectives import CAPTION, Attached, Batch, contrastive, image_features, label_free, text_features
@@ -24,9 +25,9 @@ from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.importance import activation_importance, magnitude, random_importance
 from lfpr.masks import Importance, Masks
 from lfpr.rescale import Rescaled, rescale
-from lfpr.retrain import ReSt, TrainableMasks
 from lfpr.save import save_pruned
 from lfpr.shrink import verify_equivalent
+from lfpr.training.retrain import ReSt, TrainableMasks
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -100,6 +101,13 @@ class CLIPPruning(CLIPBaseline):
         indices = self.sample("train", self.settings.rescale_samples, seed)
         images = self.images("train", self.settings.rescale_batch, indices=indices)
         return rescale(self.encoder, masks, images, self._forward, **{"ridge": self.settings.ridge} | options)
+
+    def rescale_as_released(self, masks: Masks, seed: int = 0) -> Rescaled:
+        """As `rescale`, by the released solver (`lfpr.released.rescale`)."""
+        images = self.images(
+            "train", self.settings.rescale_batch, indices=self.sample("train", self.settings.rescale_samples, seed)
+        )
+        return released.rescale(self.encoder, masks, images, self._forward)
 
     def _amounts(self, cell: dict, percent: float | None, last_layers: int | None, trained: str) -> tuple[dict, ReSt]:
         """What the distillation takes: by default all training images, as often as the settings say."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lfpr.clip.coco import ON_ERROR
 from lfpr.experiments.checks import choose
-from lfpr.retrain import ReSt
+from lfpr.training.retrain import ReSt
 
 METHODS = ("fisher", "label-free", "activation", "magnitude", "random")
 CONTROLS = (  # Fisher's scores in part, to see what is worth what

@@ -65,8 +65,8 @@ class CLIPExperiment(CLIPPruning):
 
         def build(folder: Path) -> dict:
             masks = self.found(parameters)
-            options = {"ridge": {}, "published": {"published": True}}
-            variants = {"none": masks} | {name: self.rescale(masks, seed, **given) for name, given in options.items()}
+            variants = {"none": masks, "ridge": self.rescale(masks, seed)}
+            variants["published"] = self.rescale_as_released(masks, seed)
             for name, variant in variants.items():
                 variant.save(folder / f"{name}.safetensors")
             return {name: scale_range(variant) | self.evaluate_masked(variant) for name, variant in variants.items()}

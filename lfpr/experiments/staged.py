@@ -20,11 +20,11 @@ from lfpr.experiments.grid import PLACE
 from lfpr.experiments.runs import Stage, write_json
 from lfpr.masks import Importance, Masks
 from lfpr.rearrange import rearrange
-from lfpr.retrain import TrainableMasks
 from lfpr.save import load_pruned
 from lfpr.search import search, search_proportional, search_threshold
 from lfpr.shrink import shrink
 from lfpr.training.processes import with_helpers
+from lfpr.training.retrain import TrainableMasks
 
 
 class Staged:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lfpr.experiments.checks import choose
-from lfpr.retrain import ReSt
 from lfpr.tap.layout import InputSizes
 from lfpr.training.processes import PRECISIONS
+from lfpr.training.retrain import ReSt
 
 METHODS = ("label-free", "fisher", "absolute", "magnitude", "l1", "random")
 GRADIENTS = ("label-free", "fisher")  # methods whose choice can be rearranged by their gradients

@@ -21,7 +21,6 @@ from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.importance import magnitude, random_importance
 from lfpr.masks import Importance, Masks
 from lfpr.rescale import Rescaled, rescale
-from lfpr.retrain import ReSt, TrainableMasks, retrain
 from lfpr.save import save_pruned
 from lfpr.shrink import verify_equivalent
 from lfpr.tap.data import TAPDataset, batches
@@ -29,6 +28,7 @@ from lfpr.tap.evaluate import compare, evaluate, first_scores, predict
 from lfpr.tap.label_free import PUBLISHED_BATCH, PUBLISHED_DROPOUT, begin, label_free, labelled, peak_step
 from lfpr.tap.model import TAP
 from lfpr.tap.text import Answer
+from lfpr.training.retrain import ReSt, TrainableMasks, retrain
 
 
 class TAPExperiment(TAPInputs, Staged):

@@ -16,6 +16,7 @@ from lfpr.cost import MacCost
 from lfpr.encoder import prunable
 from lfpr.experiments.clip_stages import CLIPExperiment
 from lfpr.masks import Masks
+from lfpr.released.masks import load_masks
 
 FOLDER = Path(__file__).parents[2] / "data" / "published" / "clip-masks"
 RELEASED = {  # model, constraint, tokens of an image -> folder
@@ -30,9 +31,7 @@ def published_masks() -> dict[tuple[str, float], Masks]:
 
     Keys are ("ViT-B/16", 0.4), ("ViT-B/16", 0.75) and ("ViT-B/32", 0.5). Raises FileNotFoundError outside a checkout.
     """
-    return {
-        (model, constraint): Masks.from_published(FOLDER / name) for (model, constraint, _), name in RELEASED.items()
-    }
+    return {(model, constraint): load_masks(FOLDER / name) for (model, constraint, _), name in RELEASED.items()}
 
 
 def published_scales(experiment: CLIPExperiment | None = None, constraint: float = 0.4, seed: int = 0) -> pd.DataFrame:

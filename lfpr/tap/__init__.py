@@ -1,4 +1,4 @@
-"""TAP: the model, its published data and checkpoint formats, its metrics, and LFPR's label-free objective."""
+"""TAP: the model, its data and checkpoint formats, its metrics, and LFPR's label-free objective."""
 
 from lfpr.experiments.schedule import schedule
 from lfpr.files import CheckpointError
@@ -9,7 +9,6 @@ from lfpr.tap.label_free import decoding_loss, label_free, labelled, peak_step, 
 from lfpr.tap.layout import InputSizes
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, TAPConfig
-from lfpr.tap.published import load_published, save_published
 from lfpr.tap.text import AnswerVocab, FastText, HashedNgrams, WordPieces, decode, phoc
 
 __all__ = [
@@ -33,12 +32,10 @@ __all__ = [
     "first_scores",
     "label_free",
     "labelled",
-    "load_published",
     "peak_step",
     "peak_steps",
     "phoc",
     "read_checkpoint",
-    "save_published",
     "schedule",
     "stvqa_accuracy",
     "vqa_accuracy",

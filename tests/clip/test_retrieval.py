@@ -22,9 +22,9 @@ from lfpr.gradients import collect_gradients
 from lfpr.importance import magnitude
 from lfpr.masks import Importance, Masks
 from lfpr.paper.released_masks import published_masks, published_scales
-from lfpr.retrain import ReSt
 from lfpr.search import search_proportional
 from lfpr.shrink import shrink
+from lfpr.training.retrain import ReSt
 
 CAPTIONED = "original_caption_to_image.json"  # of the package eccv_caption: caption id -> image ids
 

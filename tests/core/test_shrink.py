@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import rules
 
-from lfpr.encoder import UnsupportedArchitecture, prunable
+from lfpr.encoder import prunable
+from lfpr.families import UnsupportedArchitecture
 from lfpr.masks import Masks
 from lfpr.save import MODELS, load_pruned, save_pruned
 from lfpr.shrink import NotEquivalent, fold, shrink, verify_equivalent

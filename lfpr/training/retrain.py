@@ -4,8 +4,8 @@ Trainable are a mask value per kept head and neuron, the modules that score the 
 else stays frozen. Adam, its own learning rate for masks, clipped gradients, one pass. In the end the mask values are
 folded into the output projections, so that the retrained model costs nothing extra.
 
-Training runs on what `accelerate` finds (`lfpr.training.processes`), and goes on from its last checkpoint as if it had
-never been interrupted (`lfpr.training.resume`).
+Training runs on what `accelerate` finds (`processes`), and goes on from its last checkpoint as if it had never been
+interrupted (`resume`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from lfpr.encoder import PrunableEncoder
 from lfpr.masks import Masks
-from lfpr.shrink import _evaluating, fold
+from lfpr.modes import evaluating
+from lfpr.shrink import fold as fold_masks
 from lfpr.training.processes import PRECISIONS, accelerator, add_gradients, each, gather, plan, same_start, shares
 from lfpr.training.resume import load_checkpoint, random_state, restore_random, save_checkpoint
 
@@ -33,7 +34,7 @@ Loss = Callable[[Any], Tensor | tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class ReSt:
-    """Settings of ReSt; the defaults are the published ones (LFPR, Poh et al. 2024).
+    """Settings of ReSt; the defaults are those of the paper (LFPR, Poh et al. 2024).
 
     last_layers: k, how many of the last encoder layers are trained wholly. lr, mask_lr: Adam's learning rates of the
     parameters and of the masks. clip: largest gradient norm. cosine: decay both rates to zero along a half cosine.
@@ -85,6 +86,7 @@ def retrain(
     progress: bool = True,
     *,
     parameters: Iterable[nn.Parameter] = (),
+    fold: bool = True,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 100,
     score: Callable[[], float] | None = None,
@@ -93,8 +95,9 @@ def retrain(
     """Retrain `model` in place by one pass over `batches`; returns the final mask values and the log.
 
     model: contains the pruned `encoder`. heads: modules trained wholly beside masks and last layers (TAP: classifier
-    and OCR pointer network). parameters: others to train, for example of LayerNorms. The masks are folded into
-    `model` in the end, and its device and its parameters' `requires_grad` are as before.
+    and OCR pointer network). parameters: others to train, for example of LayerNorms. In the end the masks are folded
+    into `model`, or with `fold=False` left to `lfpr.fold(encoder, masks)`, without which the model is not the retrained
+    one; its device and its parameters' `requires_grad` are as before.
 
     loss(batch): a scalar, or a pair of the sum over the batch and the count it is to be divided by. Several processes
     (`lfpr.training.processes`) need the pair: sums and counts are added over all shares of a batch, so the gradient is
@@ -149,7 +152,8 @@ def retrain(
             p.grad = None
         for module in modules:
             module.to(home)
-    fold(encoder, masks)
+    if fold:
+        fold_masks(encoder, masks)
     return masks, run.log
 
 
@@ -248,7 +252,7 @@ def _scored(score: Callable[[], float], model: nn.Module, home: torch.device, de
     """`score()` on the device the caller had `model` on, without effect on the random numbers of training."""
     state = random_state(device)
     model.to(home)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         value = float(score())
     model.to(device)
     restore_random(state, device)
