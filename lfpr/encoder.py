@@ -159,24 +159,24 @@ def prunable(module: nn.Module) -> PrunableEncoder:
     A module with a `prunable_path` attribute says itself where its encoder is. Raises `UnsupportedArchitecture` naming
     what was found if there is no supported encoder, or more than one (then pass the part that is meant).
     """
-    found = encoders(module)
-    if len(found) == 1:
-        return found[0]
+    candidates = encoders(module)
+    if len(candidates) == 1:
+        return candidates[0]
     name = type(module).__name__
-    if found:
-        places = [encoder.path.rpartition(".")[0] or encoder.path for encoder in found]
-        raise UnsupportedArchitecture(f"{name} has {len(found)} prunable encoders: pass one of its parts {places}")
+    if candidates:
+        paths = [encoder.path.rpartition(".")[0] or encoder.path for encoder in candidates]
+        raise UnsupportedArchitecture(f"{name} has {len(candidates)} prunable encoders: pass one of its parts {paths}")
     lists = {
         path: type(child[0]).__name__
         for path, child in module.named_modules()
         if isinstance(child, nn.ModuleList) and len(child)
     }
-    places = sorted(f"{path}: {kind}" for path, kind in lists.items())
+    layers = sorted(f"{path}: {kind}" for path, kind in lists.items())
     reasons = "".join(
         f" {kind} cannot be pruned: {why}." for kind, why in NOT_CARRIED.items() if kind in lists.values()
     )
     raise UnsupportedArchitecture(
-        f"{name} has no prunable encoder.{reasons} Layers found: {places or 'none'}; supported: {sorted(FAMILIES)}"
+        f"{name} has no prunable encoder.{reasons} Layers found: {layers or 'none'}; supported: {sorted(FAMILIES)}"
     )
 
 
@@ -187,11 +187,11 @@ def encoders(module: nn.Module, declared: bool = True) -> list[PrunableEncoder]:
     """
     prefix = getattr(module, "prunable_path", "") if declared else ""
     root = module.get_submodule(prefix) if prefix else module
-    found = []
+    result = []
     for path, child in root.named_modules():
         if isinstance(child, nn.ModuleList) and len(child) and (family := _family(child)):
-            found.append(PrunableEncoder(module, ".".join(filter(None, (prefix, path))), child, family))
-    return found
+            result.append(PrunableEncoder(module, ".".join(filter(None, (prefix, path))), child, family))
+    return result
 
 
 def _family(layers: nn.ModuleList) -> Family | None:

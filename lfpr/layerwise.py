@@ -86,14 +86,14 @@ class Walk:
         leaves only the first token of each. Without `add` the walk only goes on.
         """
         for number, call in enumerate(self.replay.calls):
-            found = (self._attention if part == "heads" else self._ffn)(layer, number, call, add is not None)
-            if found is None:
+            tensors = (self._attention if part == "heads" else self._ffn)(layer, number, call, add is not None)
+            if tensors is None:
                 continue
             weights = None if call.weights is None else self.replay.spool.get(call.weights)
             if first_token:
-                found = tuple(x[:, :1] for x in found)
+                tensors = tuple(x[:, :1] for x in tensors)
                 weights = None if weights is None else weights[:, :1]
-            add(*found, weights)
+            add(*tensors, weights)
 
     def ffn_target(self, layer: int, run: LayerRun) -> Tensor | None:
         """What the student's FFN is to give, of the teacher's run of the layer; None for the layer's output."""

@@ -120,9 +120,9 @@ def fit_masks(
         system = (equations or Equations)(encoder, layer, part, mask)
         only_first = first_token and layer == encoder.num_layers - 1 and part == "neurons"
         walk.visit(layer, part, system.add if len(system.kept) else None, only_first)
-        found = fit(system)
-        mask[system.kept] *= found.scales.to(mask)
-        yield found
+        result = fit(system)
+        mask[system.kept] *= result.scales.to(mask)
+        yield result
 
 
 def rescaled(student: Side, report: tuple[SubLayerFit, ...], masks: Masks) -> Rescaled:

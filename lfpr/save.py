@@ -78,11 +78,11 @@ def load_pruned(folder: str | Path) -> nn.Module:
     tensors = _read_tensors(folder / "model.safetensors")
     with torch.random.fork_rng(devices=[]):  # building draws initial weights that are overwritten
         model = _build(pruning, config, folder / "pruning.json").eval()
-    found = {encoder.path: encoder for encoder in encoders(model, declared=False)}
-    if found.keys() != pruning["parts"].keys():
-        raise ValueError(f"{folder / 'pruning.json'}: parts {sorted(pruning['parts'])}, the model has {sorted(found)}")
+    own = {encoder.path: encoder for encoder in encoders(model, declared=False)}
+    if own.keys() != pruning["parts"].keys():
+        raise ValueError(f"{folder / 'pruning.json'}: parts {sorted(pruning['parts'])}, the model has {sorted(own)}")
     for path, sizes in pruning["parts"].items():
-        resize(found[path], sizes["heads"], sizes["neurons"])
+        resize(own[path], sizes["heads"], sizes["neurons"])
     _load(model, tensors, folder / "model.safetensors")
     return model
 

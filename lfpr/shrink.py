@@ -107,21 +107,21 @@ def _meant(module: nn.Module, masks: Any, part: nn.Module | None) -> PrunableEnc
     """The encoder in `module` that `masks` are for, seen from `module`."""
     if part is not None:
         first = prunable(part).layers[0]
-        found = [encoder for encoder in _all(module) if encoder.layers[0] is first]
-        if not found:
+        candidates = [encoder for encoder in _all(module) if encoder.layers[0] is first]
+        if not candidates:
             raise ValueError(f"part: {type(part).__name__} is not a part of {type(module).__name__}")
-        return found[0]
-    found = encoders(module)
-    if len(found) > 1:
-        fitting = [encoder for encoder in found if _fits(masks, encoder)]
+        return candidates[0]
+    candidates = encoders(module)
+    if len(candidates) > 1:
+        fitting = [encoder for encoder in candidates if _fits(masks, encoder)]
         if len(fitting) != 1:
-            places = [encoder.path for encoder in found]
+            paths = [encoder.path for encoder in candidates]
             raise UnsupportedArchitecture(
-                f"{type(module).__name__} has the prunable encoders {places}, "
+                f"{type(module).__name__} has the prunable encoders {paths}, "
                 f"and the masks fit {len(fitting)} of them: say which with part="
             )
         return fitting[0]
-    encoder = found[0] if found else prunable(module)  # raises, naming what was found
+    encoder = candidates[0] if candidates else prunable(module)  # raises, naming what is there
     _rows(masks, encoder)
     return encoder
 

@@ -166,8 +166,8 @@ def take_turns(calls: Mapping[Any, Callable[[], object]], repeats: int) -> dict[
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(-1, repeats):
-        for place in range(len(names)):
-            name = names[(place + turn) % len(names)]
+        for offset in range(len(names)):
+            name = names[(offset + turn) % len(names)]
             start = time.perf_counter()
             calls[name]()
             if turn >= 0:
@@ -205,10 +205,10 @@ def _time(one: PrunableEncoder, x: Tensor, arguments: tuple, clock: Callable[[],
 def _widths(name: str, widths: Iterable[int] | None, full: int, steps: int) -> list[int]:
     if widths is None:
         widths = range(full + 1) if full <= steps else [round(full * i / steps) for i in range(steps + 1)]
-    found = sorted({0, full, *widths})
-    if found[0] < 0 or found[-1] > full or any(width != int(width) for width in found):
+    measured = sorted({0, full, *widths})
+    if measured[0] < 0 or measured[-1] > full or any(width != int(width) for width in measured):
         raise ValueError(f"{name} = {list(widths)}: must be whole numbers from 0 to {full}")
-    return [int(width) for width in found]
+    return [int(width) for width in measured]
 
 
 def latency_table(name: str, values: Sequence[float]) -> np.ndarray:

@@ -37,8 +37,8 @@ def load_checkpoint(folder: str | Path, about: dict) -> dict | None:
         return None
     advice = "remove the folder to start anew"
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        described, state = found["about"], found["state"]
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        described, state = saved["about"], saved["state"]
     except Exception as error:  # torch raises many kinds for a file that is cut, or that is no checkpoint at all
         raise ValueError(f"checkpoint {path} cannot be read ({error}); {advice}") from error
     for name, wanted in about.items():
