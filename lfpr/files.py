@@ -1,4 +1,4 @@
-"""Files: where the shipped ones are, what is wrong with the user's, and writing them whole or not at all."""
+"""Files: where the checkout and the shipped ones are, what is wrong with the user's, writing whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ class DataError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, truncated, or not of the model's names and shapes."""
+
+
+def checkout() -> Path | None:
+    """The root of the source checkout that this package runs from; None where it is installed elsewhere."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
 
 
 def shipped(experiment: str) -> Path:

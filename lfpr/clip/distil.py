@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from lfpr.clip.objectives import Batch, image_features
 from lfpr.encoder import prunable
 from lfpr.files import DataError
-from lfpr.retrain import ReSt, TrainableMasks, retrain
+from lfpr.training.retrain import ReSt, TrainableMasks, retrain
 
 TRAINED = ("masks", "last", "all")
 

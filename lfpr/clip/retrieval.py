@@ -21,7 +21,7 @@ from lfpr.clip.objectives import Batch, image_features, text_features
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
 from lfpr.latency.compare import side_by_side
-from lfpr.shrink import _evaluating
+from lfpr.modes import evaluating
 
 TIE = 1e-12  # cosines that differ by less are equal up to the order of summation
 CHUNK = 256  # rows of the similarity table in memory
@@ -60,7 +60,7 @@ def _encode(clip: nn.Module, batches: Iterable[Batch], encode: Callable, names: 
         from tqdm import tqdm
 
         batches = tqdm(batches, desc=progress, leave=False)
-    with _evaluating(clip):
+    with evaluating(clip):
         for batch in batches:
             features.append(encode(clip, batch).float().cpu())
             for name in names:

@@ -34,8 +34,8 @@ from lfpr.experiments.task import Task
 from lfpr.files import CheckpointError, shipped, write_whole
 from lfpr.masks import Masks
 from lfpr.mini.coco import write_coco
-from lfpr.retrain import ReSt
 from lfpr.save import save_pruned, without_progress_bar
+from lfpr.training.retrain import ReSt
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel

@@ -27,11 +27,11 @@ from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.masks import Importance, Masks
 from lfpr.rearrange import rearrange
 from lfpr.rescale import Rescaled, rescale
-from lfpr.retrain import TrainableMasks, retrain
 from lfpr.save import load_pruned
 from lfpr.search import search, search_proportional, search_threshold
 from lfpr.shrink import fold, shrink, verify_equivalent
 from lfpr.training.processes import with_helpers
+from lfpr.training.retrain import TrainableMasks, retrain
 
 if TYPE_CHECKING:
     from lfpr.experiments.studies import Rows

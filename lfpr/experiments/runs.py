@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from lfpr.files import write_whole
+from lfpr.files import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,12 +221,6 @@ def file_hash(path: str | Path) -> str:
             file.seek(max(part, size - part))
             digest.update(file.read(part))
     return digest.hexdigest()[:10]
-
-
-def write_json(path: str | Path, value: object) -> None:
-    """Write `value` as JSON, atomically."""
-    text = json.dumps(value, indent=1, sort_keys=True)
-    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def _threads() -> int:

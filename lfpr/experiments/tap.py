@@ -27,7 +27,6 @@ from lfpr.experiments.task import Task
 from lfpr.files import CheckpointError, shipped, write_json
 from lfpr.mini.datasets import write_tap
 from lfpr.released import scoring
-from lfpr.retrain import ReSt
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPBatch, TAPDataset, batches, check
 from lfpr.tap.evaluate import compare, evaluate, first_logits, predict
@@ -37,6 +36,7 @@ from lfpr.tap.objectives import label_free, labelled, peak_step
 from lfpr.tap.text import Answer, AnswerVocab
 from lfpr.tap.vectors import Embedding, HashedNgrams
 from lfpr.training.processes import PRECISIONS
+from lfpr.training.retrain import ReSt
 
 
 @dataclass(frozen=True)

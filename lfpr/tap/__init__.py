@@ -1,4 +1,4 @@
-"""TAP: the model, its released data and checkpoint formats, its metrics, and LFPR's label-free objective."""
+"""TAP: the model, its data and checkpoint formats, its metrics, and LFPR's label-free objective."""
 
 from lfpr.files import CheckpointError
 from lfpr.tap.checkpoint import read_checkpoint
@@ -8,7 +8,6 @@ from lfpr.tap.layout import InputSizes
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.objectives import decoding_loss, label_free, labelled, peak_step, peak_steps
-from lfpr.tap.published import load_published, save_published
 from lfpr.tap.text import AnswerVocab, WordPieces, decode, phoc
 from lfpr.tap.vectors import FastText, HashedNgrams
 
@@ -33,12 +32,10 @@ __all__ = [
     "first_logits",
     "label_free",
     "labelled",
-    "load_published",
     "peak_step",
     "peak_steps",
     "phoc",
     "read_checkpoint",
-    "save_published",
     "stvqa_accuracy",
     "vqa_accuracy",
     "write_evalai",

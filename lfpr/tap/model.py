@@ -27,6 +27,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
 from lfpr.files import CheckpointError
+from lfpr.save import MODELS
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.config import TAPConfig
 
@@ -307,6 +308,9 @@ class TAP(nn.Module):
                 )
         self.load_state_dict({name: state[name] for name in own})
         return self
+
+
+MODELS["TAP"] = lambda config: TAP(TAPConfig.from_dict(config))
 
 
 def _valid(count: Tensor, slots: int) -> Tensor:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from lfpr.paper.agreement import scoring_agreement, spearman
 from scipy.stats import spearmanr
 
 from lfpr.experiments import open_experiment
-from lfpr.paper.agreement import scoring_agreement, spearman
 
 
 def test_spearman_is_scipys():
