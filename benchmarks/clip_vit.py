@@ -58,7 +58,7 @@ class Steps:
 def seconds(models: dict[str, torch.nn.Module], batch: tuple[Tensor, Tensor], repeats: int) -> dict[str, float]:
     """The fastest forward pass of each model; they take turns."""
     turns = take_turns({name: partial(encode, model, batch) for name, model in models.items()}, repeats)
-    return {name: min(found) for name, found in turns.items()}
+    return {name: min(times) for name, times in turns.items()}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Greedy decoding and label-free scoring of TAP with cached keys and values, against recomputing everything per step.
+"""Greedy decoding and label-free mask gradients of TAP with cached keys and values, against recomputing all per step.
 
     OMP_NUM_THREADS=1 python benchmarks/decoding.py [--batch 8] [--steps 12] [--scored-step 1] [--repeats 2] [--small]
 
@@ -6,8 +6,8 @@ One model of the real size (hidden 768, 4 MMT and 3 TextBERT layers, 5,000 answe
 positions, all in use) with random weights. The two ways alternate in one run; prints the seconds of each (best of the
 repeats), their ratio, and whether what they compute is equal.
 
-- "recomputed": as published. Every decoding step runs TextBERT and MMT over all positions; for scoring, all of these
-  passes carry gradients.
+- "recomputed": as published. Every decoding step runs TextBERT and MMT over all positions; for mask gradients, all of
+  these passes carry gradients.
 - "cached": `TAP.generate`, `lfpr.tap.label_free`.
 """
 
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import lfpr
-from lfpr.tap.label_free import label_free
 from lfpr.tap.model import TAP, Batch, TAPConfig
+from lfpr.tap.objectives import label_free
 
 
 def build(small: bool) -> TAP:
@@ -35,22 +35,22 @@ def build(small: bool) -> TAP:
 
 def questions(config: TAPConfig, batch: int) -> Batch:
     """Random inputs that use all positions."""
-    g, places = torch.Generator().manual_seed(1), (batch, 100)
+    g, slots = torch.Generator().manual_seed(1), (batch, 100)
     return {
         "text": torch.randint(1, config.text_vocab_size, (batch, 170), generator=g),
-        "obj_features": torch.rand(*places, config.feature_size, generator=g),
-        "obj_boxes": torch.rand(*places, 4, generator=g),
+        "obj_features": torch.rand(*slots, config.feature_size, generator=g),
+        "obj_boxes": torch.rand(*slots, 4, generator=g),
         "num_obj": torch.full((batch,), 100),
-        "ocr_fasttext": torch.randn(*places, 300, generator=g),
-        "ocr_phoc": (torch.rand(*places, 604, generator=g) < 0.1).float(),
-        "ocr_features": torch.rand(*places, config.feature_size, generator=g),
-        "ocr_boxes": torch.rand(*places, 4, generator=g),
+        "ocr_fasttext": torch.randn(*slots, 300, generator=g),
+        "ocr_phoc": (torch.rand(*slots, 604, generator=g) < 0.1).float(),
+        "ocr_features": torch.rand(*slots, config.feature_size, generator=g),
+        "ocr_boxes": torch.rand(*slots, 4, generator=g),
         "num_ocr": torch.full((batch,), 100),
     }
 
 
 def recompute(model: TAP, batch: Batch, steps: int) -> Tensor:
-    """Scores [B, 12, V + 100] after `steps` passes over all encoder and all 12 decoding positions."""
+    """Logits [B, 12, V + 100] after `steps` passes over all encoder and all 12 decoding positions."""
     encoded = model.encode(batch)
     kept = torch.arange(batch["text"].shape[1])
     inputs = encoded.x[:, len(kept) :]
@@ -60,25 +60,25 @@ def recompute(model: TAP, batch: Batch, steps: int) -> Tensor:
         if step:
             words = model.text_bert(batch["text"], kept, batch["text"] != 0)
             encoded.x = torch.cat([words, inputs], 1)
-        scores = model.score(encoded, previous)
-        previous = torch.cat([previous[:, :1], scores.argmax(-1)[:, :-1]], 1)
-    return scores
+        logits = model.decode(encoded, previous)
+        previous = torch.cat([previous[:, :1], logits.argmax(-1)[:, :-1]], 1)
+    return logits
 
 
 def race(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, object]:
     """Run the ways in turn, print their times, return their results."""
-    found: dict[str, object] = {}
+    results: dict[str, object] = {}
     seconds: dict[str, float] = {}
     for _ in range(repeats):
         for name, way in ways.items():
             start = time.process_time()
-            found[name] = way()
+            results[name] = way()
             seconds[name] = min(seconds.get(name, float("inf")), time.process_time() - start)
     slow, fast = seconds.values()
     for name, value in seconds.items():
         print(f"  {name:11} {value:8.2f} CPU s")
     print(f"  ratio       {slow / fast:8.1f}")
-    return found
+    return results
 
 
 def main() -> None:
@@ -101,20 +101,20 @@ def main() -> None:
         theirs, ours = race(ways, args.repeats).values()
     same = torch.equal(theirs.argmax(-1), ours.argmax(-1))
     print(
-        f"  predictions {'equal' if same else 'DIFFER'}, largest difference of scores {(theirs - ours).abs().max():.1e}"
+        f"  predictions {'equal' if same else 'DIFFER'}, largest difference of logits {(theirs - ours).abs().max():.1e}"
     )
     print(f"  {len(ours.argmax(-1).unique())} different answer words")
 
-    print(f"label-free scoring of one batch at step {step}")
+    print(f"label-free mask gradients of one batch at step {step}")
     encoder = lfpr.prunable(model)
 
-    def score(objective: Callable[[Batch], Tensor]) -> Tensor:
+    def mask_gradients(objective: Callable[[Batch], Tensor]) -> Tensor:
         gradients = lfpr.collect_gradients(encoder, [batch], objective)
         return torch.cat([gradients.heads.flatten(), gradients.neurons.flatten()])
 
     ways = {
-        "recomputed": lambda: score(lambda batch: recompute(model, batch, step + 1)[:, step].amax(-1).sum()),
-        "cached": lambda: score(label_free(model, step)),
+        "recomputed": lambda: mask_gradients(lambda batch: recompute(model, batch, step + 1)[:, step].amax(-1).sum()),
+        "cached": lambda: mask_gradients(label_free(model, step)),
     }
     theirs, ours = race(ways, args.repeats).values()
     print(

@@ -2,8 +2,8 @@
 
     python benchmarks/rescale.py [--layers 4] [--hidden 192] [--samples 32] [--tokens 64] [--no-design | --memory]
 
-Prints CPU seconds, best of three. All solve the same equations (those of `rescale(..., published=True)` without a
-teacher), so their masks agree:
+Prints CPU seconds, best of three. All solve the same equations (those of `lfpr.released.rescale` without a teacher), so
+their masks agree:
 - "design matrix": what the CLIP fork does. One row for each token and feature, six passes of each layer.
 - "framework": what the post-training framework does. Neurons by products, heads by a design matrix, six passes.
 - "lfpr": this package.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
+from lfpr import released
 from lfpr.encoder import LayerParts, PrunableEncoder, prunable
 from lfpr.masks import Masks
 from lfpr.rescale import rescale
@@ -166,7 +167,7 @@ def main() -> None:
     ways = {
         "design matrix": lambda: published_way(encoder, masks, embedded, design_matrix=True),
         "framework": lambda: published_way(encoder, masks, embedded, design_matrix=False),
-        "lfpr": lambda: rescale(encoder, masks, sample, model, published=True),
+        "lfpr": lambda: released.rescale(encoder, masks, sample, model),
     }
     found, seconds = {}, {}
     for repeat in range(3):

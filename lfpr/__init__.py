@@ -5,27 +5,34 @@
     masks = lfpr.search(gradients.importance(), lfpr.ParameterCost(encoder), constraint=0.4)
     small = lfpr.shrink(model, masks)
 
-`lfpr.tap` (the TAP model, its data and metrics), `lfpr.experiments` and `lfpr.paper.figures` are imported when first
-used, since they bring in heavier packages.
+Measured latency, retraining and ONNX, the models `lfpr.tap` and `lfpr.clip`, `lfpr.released` (what others released),
+`lfpr.experiments` and `lfpr.paper` are imported when they are first used.
 """
 
-import importlib
-
+from lfpr.budget import BudgetError
 from lfpr.cost import MacCost, ParameterCost
-from lfpr.encoder import FAMILIES, Family, PrunableEncoder, UnsupportedArchitecture, encoders, prunable
-from lfpr.export import export_onnx
+from lfpr.encoder import PrunableEncoder, encoders, prunable
+from lfpr.families import FAMILIES, Family, UnsupportedArchitecture
 from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.importance import activation_importance, magnitude, random_importance
-from lfpr.latency.cost import LatencyCost
-from lfpr.latency.search import search_latency
+from lfpr.lazy import lazy
 from lfpr.masks import Importance, Masks
 from lfpr.rearrange import rearrange
 from lfpr.rescale import Rescaled, SubLayerFit, rescale
-from lfpr.retrain import ReSt, TrainableMasks, retrain
 from lfpr.save import load_pruned, save_pruned
-from lfpr.search import BudgetError, search, search_proportional, search_threshold
+from lfpr.search import search, search_proportional, search_threshold
 from lfpr.sensitivity import all_but_one
 from lfpr.shrink import NotEquivalent, fold, shrink, verify_equivalent
+
+_ROOMS = ("clip", "experiments", "latency", "mini", "paper", "released", "tap", "training")
+_NAMES = {
+    "LatencyCost": "lfpr.latency.cost",
+    "ReSt": "lfpr.training.retrain",
+    "TrainableMasks": "lfpr.training.retrain",
+    "export_onnx": "lfpr.export",
+    "open_experiment": "lfpr.experiments",
+    "retrain": "lfpr.training.retrain",
+}
 
 __all__ = [
     "FAMILIES",
@@ -60,20 +67,10 @@ __all__ = [
     "retrain",
     "save_pruned",
     "search",
-    "search_latency",
     "search_proportional",
     "search_threshold",
     "shrink",
     "verify_equivalent",
 ]
 
-_LAZY = {"clip", "comparisons", "experiments", "explore", "figures", "grid", "mini", "page", "paper", "results", "runs",
-         "sentences", "tables", "tap"}  # fmt: skip
-
-
-def __getattr__(name: str):
-    if name in _LAZY:
-        return importlib.import_module(f"lfpr.{name}")
-    if name == "open_experiment":
-        return importlib.import_module("lfpr.experiments").open_experiment
-    raise AttributeError(f"module 'lfpr' has no attribute {name!r}")
+__getattr__, __dir__ = lazy(__name__, _ROOMS, _NAMES)

@@ -7,7 +7,6 @@ neurons beside a number of heads is one division, and a constraint can be kept e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -19,8 +18,7 @@ from lfpr.masks import Masks
 class LinearCost:
     """Cost of an encoder by its total numbers of heads and neurons, in `unit`.
 
-    `full` is the unpruned cost that a constraint is a fraction of. With `published`, `search` follows the published
-    frameworks, which can exceed the constraint.
+    `full` is the unpruned cost that a constraint is a fraction of.
     """
 
     unit: str
@@ -28,7 +26,6 @@ class LinearCost:
     fixed: int
     head: int
     neuron: int
-    published: bool = False
 
     def of(self, heads: int, neurons: int) -> int:
         """Cost, in `unit`, of `heads` heads and `neurons` neurons in the whole encoder."""
@@ -49,15 +46,9 @@ class ParameterCost(LinearCost):
     A head costs its rows of query, key and value with their biases and its columns of the output projection; a neuron
     its rows and bias into the FFN and its column out of it. Output biases, normalisation and whatever else a layer
     holds stay when all of its heads or neurons go, and are charged in `fixed`.
-
-    `accounting="published"` is that of LFPR's code: the biases and normalisation of one attention output are charged,
-    those of the other layers and of the FFNs are not, so masks come out slightly larger than the constraint says.
-    Raises ValueError for another accounting.
     """
 
-    def __init__(self, encoder: PrunableEncoder, accounting: Literal["exact", "published"] = "exact") -> None:
-        if accounting not in ("exact", "published"):
-            raise ValueError(f"accounting = {accounting!r}: must be 'exact' or 'published'")
+    def __init__(self, encoder: PrunableEncoder) -> None:
         layer = encoder.parts[0]
         inputs = (layer.query, layer.key, layer.value)
         head = encoder.head_dim * (sum(map(_per_output, inputs)) + encoder.hidden_size)
@@ -65,9 +56,7 @@ class ParameterCost(LinearCost):
         total_heads, total_neurons = sum(encoder.heads_per_layer), sum(encoder.neurons_per_layer)
         fixed = encoder.num_parameters - total_heads * head - total_neurons * neuron
         full = fixed + encoder.num_layers * (encoder.num_heads * head + encoder.num_neurons * neuron)
-        if accounting == "published":
-            fixed = 3 * encoder.hidden_size  # one output bias and one LayerNorm
-        super().__init__("parameters", full, fixed, head, neuron, accounting == "published")
+        super().__init__("parameters", full, fixed, head, neuron)
 
 
 class MacCost(LinearCost):

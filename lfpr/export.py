@@ -88,16 +88,16 @@ def _require_extra() -> None:
 def _run(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The outputs by name."""
     with torch.no_grad():
-        found = model(**batch)
-    if isinstance(found, Tensor):
-        found = {"output": found}
-    elif isinstance(found, tuple):
-        found = {f"output_{i}": value for i, value in enumerate(found)}
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        outputs = model(**batch)
+    if isinstance(outputs, Tensor):
+        outputs = {"output": outputs}
+    elif isinstance(outputs, tuple):
+        outputs = {f"output_{i}": value for i, value in enumerate(outputs)}
+    if not isinstance(outputs, Mapping) or not all(isinstance(value, Tensor) for value in outputs.values()):
         raise ValueError(
-            f"{type(model).__name__}.forward must return a tensor or several, found {type(found).__name__}"
+            f"{type(model).__name__}.forward must return a tensor or several, found {type(outputs).__name__}"
         )
-    return dict(found)
+    return dict(outputs)
 
 
 def _difference(path: Path, model: nn.Module, batch: Mapping[str, Tensor], atol: float) -> float:

@@ -1,7 +1,8 @@
-"""Files: where the shipped ones are, what is wrong with the user's, and writing them whole or not at all."""
+"""Files: where the checkout and the shipped ones are, what is wrong with the user's, writing whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,12 @@ class DataError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, truncated, or not of the model's names and shapes."""
+
+
+def checkout() -> Path | None:
+    """The root of the source checkout that this package runs from; None where it is installed elsewhere."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
 
 
 def shipped(experiment: str) -> Path:
@@ -42,3 +49,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write `value` as JSON, whole or not at all."""
+    text = json.dumps(value, indent=1, sort_keys=True)
+    write_whole(path, lambda partial: partial.write_text(text))

@@ -10,15 +10,15 @@ backward pass, each sample having its own copy of the masks, and gives a less no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lfpr.encoder import PrunableEncoder
 from lfpr.masks import Importance, Masks, PerLayer
+from lfpr.modes import frozen
 
 
 class MaskGradients(PerLayer):
@@ -59,7 +59,7 @@ def collect_gradients(
     """
     start = masks or Masks.ones(encoder)
     heads, neurons = [], []
-    with _frozen(encoder.module):
+    with frozen(encoder.module):
         for number, batch in enumerate(_bar(batches, progress)):
             with torch.enable_grad():
                 taps = _SampleMasks(start) if per_sample else _BatchMasks(start)
@@ -142,19 +142,6 @@ def _differentiate(value: Any, taps: _BatchMasks | _SampleMasks, where: str) -> 
             layers = (~gradient.isfinite()).any(-1).any(0).nonzero().flatten().tolist()
             raise ValueError(f"{where}: NaN or infinite gradients of {part} in layers {layers}")
     return head, neuron
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Parameters without `requires_grad` for a while."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    try:
-        for p in trainable:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in trainable:
-            p.requires_grad_(True)
 
 
 def _bar(batches: Iterable[Any], progress: str | None) -> Iterable[Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from lfpr.encoder import LayerParts, PrunableEncoder
 from lfpr.layerwise import attention_weights
 from lfpr.masks import Importance
-from lfpr.shrink import _evaluating
+from lfpr.modes import evaluating
 
 
 def magnitude(encoder: PrunableEncoder, norm: int = 2) -> Importance:
@@ -53,7 +53,7 @@ def activation_importance(
     sums = [_Contributions(part, heads, neurons) for part in encoder.parts]
     hooks = [hook for contributions in sums for hook in contributions.hooks()]
     try:
-        with _evaluating(encoder.module):
+        with evaluating(encoder.module):
             for batch in batches:
                 forward(batch)
     finally:

@@ -1,9 +1,14 @@
-"""Running one layer of an encoder at a time, on inputs kept in a temporary file.
+"""Walking through an encoder one sub-layer at a time, a student beside the teacher that it is to reproduce.
 
-Layer-wise methods (rescaling) need each layer's inputs under two sets of masks, layer after layer. Running the whole
-model for each layer costs O(L²) layer passes; keeping all activations in memory grows with the sample. So the model
-runs once, up to its first layer, to see with which arguments its layers are called; from then on layers are called
-directly, and their inputs wait in a file.
+Layer-wise methods fit one sub-layer after the other: what the student's output projection sees and gives there, under
+all that was fitted before it, against what the teacher gives, both taken where the sub-layer joins the residual stream.
+Student and teacher (`Side`) are an encoder under masks: of one encoder two sets of masks (`lfpr.rescale`), or two
+encoders of the same kind.
+
+Running the whole model for each layer costs O(L²) layer passes; keeping all activations in memory grows with the
+sample. So the model runs once, up to its first layer, to see with which arguments its layers are called (`Replay`);
+from then on `Walk` calls layers directly, and their inputs wait in a temporary file (`Spool`). A batch costs one
+teacher pass and at most 2⅓ student passes.
 """
 
 from __future__ import annotations
@@ -21,7 +26,20 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lfpr.encoder import PrunableEncoder, UnsupportedArchitecture
+from lfpr.encoder import PrunableEncoder
+from lfpr.families import UnsupportedArchitecture
+from lfpr.masks import Masks
+
+Add = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model on one side of a walk: an encoder under masks [L, H] and [L, N], None for ones. The masks are read when a
+    layer runs, so a solver may change their values on the way."""
+
+    encoder: PrunableEncoder
+    masks: Masks | None = None
 
 
 @dataclass
@@ -43,6 +61,67 @@ class LayerRun:
     activation: Tensor | None = None  # [B, S, N]
     fed: Tensor | None = None  # [B, S, d], output of the FFN's output projection
     output: Tensor | None = None  # [B, S, d]
+
+
+class Walk:
+    """Takes all calls through the layers, student and teacher side by side, one sub-layer at a time."""
+
+    def __init__(self, replay: Replay, student: Side, teacher: Side) -> None:
+        self.replay, self.student, self.teacher = replay, student, teacher
+        self.inputs = [call.x for call in replay.calls]  # of the student's layer at hand
+        self.guides = [replay.spool.put(replay.spool.get(call.x)) for call in replay.calls]  # of the teacher's
+        self.targets: list[Slot | None] = [None] * len(replay.calls)  # the teacher's FFN sums, if not in `guides`
+
+    def sub_layers(self) -> Iterator[tuple[int, str]]:
+        """(layer, "heads" or "neurons") in the order in which `visit` is to be called."""
+        for layer in range(self.student.encoder.num_layers):
+            yield layer, "heads"
+            yield layer, "neurons"
+
+    def visit(self, layer: int, part: str, add: Add | None, first_token: bool = False) -> None:
+        """Call `add(x, student, target, weights)` for each call of the encoder.
+
+        x: inputs of the student's output projection before masks, [B, S, heads · head_dim] or [B, S, neurons]. student,
+        target: the residual sums of both sides [B, S, d]. weights: of the tokens [B, S], None for ones. `first_token`
+        leaves only the first token of each. Without `add` the walk only goes on.
+        """
+        for number, call in enumerate(self.replay.calls):
+            tensors = (self._attention if part == "heads" else self._ffn)(layer, number, call, add is not None)
+            if tensors is None:
+                continue
+            weights = None if call.weights is None else self.replay.spool.get(call.weights)
+            if first_token:
+                tensors = tuple(x[:, :1] for x in tensors)
+                weights = None if weights is None else weights[:, :1]
+            add(*tensors, weights)
+
+    def ffn_target(self, layer: int, run: LayerRun) -> Tensor | None:
+        """What the student's FFN is to give, of the teacher's run of the layer; None for the layer's output."""
+        return self.replay.ffn_sum(run) if self.replay.post_norm else None
+
+    def _attention(self, layer: int, number: int, call: Call, wanted: bool) -> tuple[Tensor, ...] | None:
+        replay, spool = self.replay, self.replay.spool
+        x = spool.get(self.inputs[number])
+        if layer:  # the layer before is fitted by now
+            x = replay.run(self.student, layer - 1, call, x).output
+            spool.put(x, self.inputs[number])
+        guide = spool.get(self.guides[number])
+        run = replay.run(self.teacher, layer, call, guide)
+        spool.put(run.output, self.guides[number])
+        target = self.ffn_target(layer, run)
+        if target is not None:
+            self.targets[number] = spool.put(target, self.targets[number])
+        if not wanted:
+            return None
+        own = replay.run(self.student, layer, call, x, attention_only=True)
+        return own.context, replay.attention_sum(x, own), replay.attention_sum(guide, run)
+
+    def _ffn(self, layer: int, number: int, call: Call, wanted: bool) -> tuple[Tensor, ...] | None:
+        if not wanted:
+            return None
+        run = self.replay.run(self.student, layer, call, self.replay.spool.get(self.inputs[number]))
+        target = self.replay.spool.get(self.targets[number] or self.guides[number])
+        return run.activation, self.replay.ffn_sum(run), target
 
 
 class Replay:
@@ -78,11 +157,10 @@ class Replay:
     def __exit__(self, *error: object) -> None:
         self.spool.close()
 
-    def run(
-        self, layer: int, call: Call, x: Tensor, heads: Tensor | None, neurons: Tensor | None, attention_only=False
-    ) -> LayerRun:
-        """Run one layer on `x` [B, S, d] under masks [H] and [N], None for ones."""
-        part, seen = self.encoder.parts[layer], LayerRun()
+    def run(self, side: Side, layer: int, call: Call, x: Tensor, attention_only: bool = False) -> LayerRun:
+        """Run one layer of `side` on `x` [B, S, d]; with `attention_only` up to its residual sum, without neurons."""
+        part, seen = side.encoder.parts[layer], LayerRun()
+        heads, neurons = (None, None) if side.masks is None else (side.masks.heads[layer], side.masks.neurons[layer])
         scale = None if heads is None else heads.repeat_interleave(part.head_dim)
         hooks = [
             part.attention_output.register_forward_pre_hook(_masking(seen, "context", scale)),
@@ -93,8 +171,7 @@ class Replay:
         ]
         args, kwargs, name = self.load(call.arguments[layer % len(call.arguments)])
         try:
-            module = self.encoder.layers[layer]
-            seen.output = _first(module(**{name: x}, **kwargs) if name else module(x, *args, **kwargs))
+            seen.output = _first(part.module(**{name: x}, **kwargs) if name else part.module(x, *args, **kwargs))
         except _Enough:
             pass
         finally:
@@ -144,11 +221,11 @@ class Replay:
         first = seen[0][0]
         self.post_norm = _equal(first.query_input, first.x)
         if not self.post_norm:  # the output must be a plain sum with the FFN's: move the FFN's, see the output move
-            call = self.calls[0]
-            before = self.run(0, call, first.x, None, None).output
+            side, call = Side(self.encoder), self.calls[0]
+            before = self.run(side, 0, call, first.x).output
             hook = self.encoder.parts[0].ffn_out.register_forward_hook(lambda _, args, out: out + first.x)
             try:
-                moved = self.run(0, call, first.x, None, None).output - before
+                moved = self.run(side, 0, call, first.x).output - before
             finally:
                 hook.remove()
             if not (moved - first.x).norm() <= 0.05 * first.x.norm():

@@ -85,24 +85,6 @@ class Masks(PerLayer):
             torch.ones(encoder.num_layers, neurons, device=encoder.device),
         )
 
-    @classmethod
-    def from_published(cls, head_mask: str | Path, neuron_mask: str | Path | None = None) -> Masks:
-        """Read the `head_mask.pt` [L, H] and `neuron_mask.pt` [L, N] of the published frameworks.
-
-        One argument is the folder of both (`outputs/MODEL/mscoco/CONSTRAINT/seed_SEED`). Files are read with
-        `weights_only=True`, so they cannot run code. Raises FileNotFoundError, or ValueError if a file does not hold
-        one tensor (or one list of equally long rows).
-        """
-        if neuron_mask is None:
-            head_mask, neuron_mask = (Path(head_mask) / name for name in _PUBLISHED)
-        return cls(_published(head_mask), _published(neuron_mask))
-
-    def save_published(self, folder: str | Path) -> None:
-        """Write `head_mask.pt` and `neuron_mask.pt` into `folder`, float32, as the published frameworks read them."""
-        for name, mask in zip(_PUBLISHED, (self.heads, self.neurons), strict=True):
-            value = mask.detach().float().cpu().clone()
-            write_whole(Path(folder) / name, lambda partial, value=value: torch.save(value, partial))
-
     @property
     def heads_kept(self) -> list[int]:
         """Heads with a non-zero mask, per layer: L numbers."""
@@ -119,23 +101,4 @@ class Masks(PerLayer):
 
 
 class Importance(PerLayer):
-    """Scores of an encoder's parts: `heads` [L, H] and `neurons` [L, N]; larger means keep."""
-
-
-_PUBLISHED = ("head_mask.pt", "neuron_mask.pt")
-
-
-def _published(path: str | Path) -> Tensor:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no mask file {path}")
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is cut, or that is no checkpoint at all
-        raise ValueError(f"{path} is not a readable tensor file: {error}") from error
-    if isinstance(value, (list, tuple)) and value and all(isinstance(row, Tensor) for row in value):
-        if len({row.shape for row in value}) > 1:
-            raise ValueError(f"{path}: rows of different lengths {[tuple(row.shape) for row in value]}")
-        value = torch.stack(list(value))
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{path}: expected a mask tensor, found {type(value).__name__}")
-    return value.float()
+    """Importance of an encoder's heads [L, H] and neurons [L, N]; larger means keep."""

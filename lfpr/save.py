@@ -3,14 +3,17 @@
 A folder holds `model.safetensors`, `config.json` (the *unpruned* configuration, as the model's own library writes it)
 and `pruning.json`: which model to build, how many heads and neurons each layer of which part keeps. Loading builds the
 unpruned model from its configuration, gives its layers these sizes and loads the weights; the original weights are not
-needed. Only classes in `MODELS` and transformers' own can be built.
+needed. Only classes in `MODELS` and transformers' own can be built; a module of this package that is named in the file
+is imported for its rows in `MODELS`, and nothing else.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +29,15 @@ from lfpr.shrink import resize
 FORMAT = 1
 
 
-def _tap(config: dict[str, Any]) -> nn.Module:
-    from lfpr.tap.model import TAP, TAPConfig
-
-    return TAP(TAPConfig.from_dict(config))
-
-
-MODELS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"TAP": _tap}
+MODELS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {}
 """Class name -> what builds the model from its `config.to_dict()`; add a row to save models of your own."""
 
 
 def save_pruned(pruned: nn.Module, folder: str | Path) -> None:
     """Write a pruned model so that `load_pruned` restores it without the original weights.
 
-    For transformers' models, `TAP`, and any class with a row in `MODELS` and a `config` that has `to_dict()`. The
-    weights keep their dtype. Each file is written whole or not at all, `pruning.json` last. Raises ValueError for other
-    classes.
+    For transformers' models, and any class with a row in `MODELS` and a `config` that has `to_dict()`. The weights keep
+    their dtype. Each file is written whole or not at all, `pruning.json` last. Raises ValueError for other classes.
     """
     name = type(pruned).__name__
     transformers_model = _transformers_class(name) is type(pruned)
@@ -59,6 +55,7 @@ def save_pruned(pruned: nn.Module, folder: str | Path) -> None:
         "format": FORMAT,
         "library": "transformers" if transformers_model else "lfpr",
         "class": name,
+        "module": type(pruned).__module__,
         "parts": parts,
     }
     folder = Path(folder)
@@ -81,11 +78,11 @@ def load_pruned(folder: str | Path) -> nn.Module:
     tensors = _read_tensors(folder / "model.safetensors")
     with torch.random.fork_rng(devices=[]):  # building draws initial weights that are overwritten
         model = _build(pruning, config, folder / "pruning.json").eval()
-    found = {encoder.path: encoder for encoder in encoders(model, declared=False)}
-    if found.keys() != pruning["parts"].keys():
-        raise ValueError(f"{folder / 'pruning.json'}: parts {sorted(pruning['parts'])}, the model has {sorted(found)}")
+    own = {encoder.path: encoder for encoder in encoders(model, declared=False)}
+    if own.keys() != pruning["parts"].keys():
+        raise ValueError(f"{folder / 'pruning.json'}: parts {sorted(pruning['parts'])}, the model has {sorted(own)}")
     for path, sizes in pruning["parts"].items():
-        resize(found[path], sizes["heads"], sizes["neurons"])
+        resize(own[path], sizes["heads"], sizes["neurons"])
     _load(model, tensors, folder / "model.safetensors")
     return model
 
@@ -100,8 +97,12 @@ def _transformers_class(name: str) -> type[nn.Module] | None:
 
 def _build(pruning: dict[str, Any], config: dict[str, Any], path: Path) -> nn.Module:
     library, name = pruning.get("library"), pruning.get("class", "")
-    if library == "lfpr" and name in MODELS:
-        return MODELS[name](config)
+    if library == "lfpr":
+        if name not in MODELS and re.fullmatch(r"lfpr(\.[a-z_]+)+", module := pruning.get("module", "")):
+            with suppress(ModuleNotFoundError):
+                importlib.import_module(module)  # which adds its row to MODELS
+        if name in MODELS:
+            return MODELS[name](config)
     if library == "transformers" and (model_class := _transformers_class(name)):
         return model_class(model_class.config_class.from_dict(config))
     raise ValueError(

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfpr.encoder import LayerParts, PrunableEncoder, UnsupportedArchitecture, encoders, mask_rows, prunable
+from lfpr.encoder import LayerParts, PrunableEncoder, encoders, mask_rows, prunable
+from lfpr.families import UnsupportedArchitecture
+from lfpr.modes import evaluating
 
 
 class NotEquivalent(ValueError):
@@ -79,7 +81,7 @@ def verify_equivalent(
     """
     encoder = _meant(module, masks, part)
     largest, compared = 0.0, 0
-    with _evaluating(module, pruned), torch.no_grad():
+    with evaluating(module, pruned), torch.no_grad():
         for number, batch in enumerate(batches):
             with encoder.masked(masks):
                 expected = forward(module, batch)
@@ -105,21 +107,21 @@ def _meant(module: nn.Module, masks: Any, part: nn.Module | None) -> PrunableEnc
     """The encoder in `module` that `masks` are for, seen from `module`."""
     if part is not None:
         first = prunable(part).layers[0]
-        found = [encoder for encoder in _all(module) if encoder.layers[0] is first]
-        if not found:
+        candidates = [encoder for encoder in _all(module) if encoder.layers[0] is first]
+        if not candidates:
             raise ValueError(f"part: {type(part).__name__} is not a part of {type(module).__name__}")
-        return found[0]
-    found = encoders(module)
-    if len(found) > 1:
-        fitting = [encoder for encoder in found if _fits(masks, encoder)]
+        return candidates[0]
+    candidates = encoders(module)
+    if len(candidates) > 1:
+        fitting = [encoder for encoder in candidates if _fits(masks, encoder)]
         if len(fitting) != 1:
-            places = [encoder.path for encoder in found]
+            paths = [encoder.path for encoder in candidates]
             raise UnsupportedArchitecture(
-                f"{type(module).__name__} has the prunable encoders {places}, "
+                f"{type(module).__name__} has the prunable encoders {paths}, "
                 f"and the masks fit {len(fitting)} of them: say which with part="
             )
         return fitting[0]
-    encoder = found[0] if found else prunable(module)  # raises, naming what was found
+    encoder = candidates[0] if candidates else prunable(module)  # raises, naming what is there
     _rows(masks, encoder)
     return encoder
 
@@ -191,19 +193,3 @@ def _keep(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None 
     if columns is not None:
         linear.weight = subset(linear.weight, columns, 1)
         linear.in_features = linear.weight.shape[1]
-
-
-class _evaluating:
-    """Modules in evaluation mode for a while, each submodule's own mode restored after it."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        self.training = [m for module in modules for m in module.modules() if m.training]
-        self.modules = modules
-
-    def __enter__(self) -> None:
-        for module in self.modules:
-            module.eval()
-
-    def __exit__(self, *error: object) -> None:
-        for module in self.training:
-            module.training = True

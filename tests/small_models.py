@@ -5,31 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers as hf
 from reference import rules
 from torch import nn
 
-from lfpr.masks import Masks
+from lfpr.encoder import prunable
+from lfpr.gradients import MaskGradients
+from lfpr.masks import Importance, Masks
 
 REFERENCE = Path(__file__).parent / "reference"
-PUBLISHED_MASKS = Path(__file__).parents[1] / "data" / "published" / "clip-masks"
-BERT = {
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "vocab_size": 99,
-    "max_position_embeddings": 40,
-}
-VIT = {
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "image_size": 32,
-    "patch_size": 8,
-}
+RELEASED_MASKS = Path(__file__).parents[1] / "data" / "published" / "clip-masks"
+SIZES = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
+BERT = SIZES | {"vocab_size": 99, "max_position_embeddings": 40}
+VIT = SIZES | {"image_size": 32, "patch_size": 8}
 CLIP_TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 CLIP_TEXT |= {"vocab_size": 99, "max_position_embeddings": 16, "projection_dim": 32}
 CLIP_TEXT |= {"bos_token_id": 97, "eos_token_id": 98, "pad_token_id": 1}
@@ -98,6 +88,28 @@ def reference_clip() -> nn.Module:
         ),
         "clip_state_dict_shapes.json",
     )
+
+
+def reference(name):
+    """Model that is called, its encoder, batches of 8, and the released masks by name and constraint."""
+    arrays = np.load(REFERENCE / f"{name}_seed7.npz")
+    if name == "bert":
+        model, inputs = reference_bert(), rules.bert_inputs(7)
+    else:
+        model, inputs = reference_clip().vision_model, {"pixel_values": rules.clip_inputs(7)["pixel_values"]}
+    batches = [{key: torch.from_numpy(value[i : i + 8]) for key, value in inputs.items()} for i in range(0, 64, 8)]
+
+    def masks(kind, constraint):
+        return Masks(*(torch.from_numpy(arrays[f"{kind}_{constraint}_{part}"]) for part in ("head", "neuron")))
+
+    return model, prunable(model), batches, masks
+
+
+def reference_importance(name: str) -> tuple[dict[str, np.ndarray], Importance]:
+    """The arrays of `NAME_seed7.npz` and the importance that its gradients give."""
+    arrays = np.load(REFERENCE / f"{name}_seed7.npz")
+    gradients = MaskGradients(torch.from_numpy(arrays["head_grads"]), torch.from_numpy(arrays["neuron_grads"]))
+    return arrays, gradients.importance()
 
 
 def _load(model: nn.Module, shapes: str) -> nn.Module:

@@ -15,8 +15,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 import lfpr
 from lfpr.experiments import open_experiment
 from lfpr.experiments.runs import Stage
-from lfpr.tap.label_free import labelled
 from lfpr.tap.model import TAP, TAPConfig
+from lfpr.tap.objectives import labelled
 
 CONFIG = TAPConfig(
     text_layers=1, mmt_layers=2, text_vocab_size=50, num_answers=12, hidden_size=24, num_heads=4, intermediate_size=32,
@@ -87,9 +87,9 @@ def numbers(model: TAP, masks, log: list[dict]) -> dict:
     """What two retrainings are compared by."""
     batch = Questions(4)[[0, 1, 2, 3]]
     with torch.no_grad():
-        scores = copy.deepcopy(model).eval()(batch, batch["previous"])
+        logits = copy.deepcopy(model).eval()(batch, batch["previous"])
     return {
-        "scores": scores,
+        "logits": logits,
         "state": model.state_dict(),
         "masks": masks.state_dict(),
         "log": [{name: value for name, value in row.items() if name != "seconds"} for row in log],
@@ -105,9 +105,9 @@ def stage(runs: str | Path, **settings) -> Stage:
 
 if __name__ == "__main__":
     result, checkpoint, runs = sys.argv[1:]
-    found = retrain(tap(), checkpoint=checkpoint, checkpoint_every=2)
+    retrained = retrain(tap(), checkpoint=checkpoint, checkpoint_every=2)
     if torch.distributed.get_rank() == 0:
-        torch.save(numbers(*found), Path(result))
+        torch.save(numbers(*retrained), Path(result))
     built = stage(runs)
     assert stage(runs) == built  # finished: no process waits for another
     torch.distributed.destroy_process_group()

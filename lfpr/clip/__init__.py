@@ -5,14 +5,7 @@ The experiment itself is `lfpr.open_experiment("clip-mscoco")`.
 
 from lfpr.clip.coco import COCOCaptions, batches, captions, check, images
 from lfpr.clip.distil import distil, distillation_loss, loader
-from lfpr.clip.objectives import (
-    Attached,
-    contrastive,
-    contrastive_loss,
-    image_features,
-    label_free,
-    text_features,
-)
+from lfpr.clip.objectives import Attached, contrastive, contrastive_loss, image_features, label_free, text_features
 from lfpr.clip.processor import Processor
 from lfpr.clip.retrieval import (
     Encoded,

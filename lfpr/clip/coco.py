@@ -1,4 +1,4 @@
-"""MSCOCO captions in their published layout -> batches of image and caption tensors, decoded when they are needed.
+"""MSCOCO captions in their released layout -> batches of image and caption tensors, decoded when they are needed.
 
 `COCOCaptions` holds ids, file names and captions; JPEGs are decoded batch by batch, in workers if asked, so no split
 is ever in memory. `batches` gives image-caption pairs, `images` each image once, `captions` texts alone. A batch
@@ -54,27 +54,27 @@ class COCOCaptions:
         limit: int | None = None,
         indices: Sequence[int] | None = None,
     ) -> None:
-        wanted = {"first": 0, "all": None}.get(captions, captions) if isinstance(captions, str) else captions
-        if isinstance(wanted, bool) or not (wanted is None or (isinstance(wanted, int) and wanted >= 0)):
+        only = {"first": 0, "all": None}.get(captions, captions) if isinstance(captions, str) else captions
+        if isinstance(only, bool) or not (only is None or (isinstance(only, int) and only >= 0)):
             raise ValueError(f"captions = {captions!r}: must be 'first', 'all' or a number from 0")
         if indices is not None and limit is not None:
             raise ValueError("indices and limit: give one of them")
         self.root, self.split = Path(root), split
         names, texts = read_annotations(root, split)
-        have = [i for i in names if len(texts.get(i, ())) > (wanted or 0)]
-        chosen = range(len(have) if limit is None else limit) if indices is None else indices
-        outside = [i for i in chosen if not 0 <= i < len(have)]
-        if outside or not len(chosen):
+        captioned = [i for i in names if len(texts.get(i, ())) > (only or 0)]
+        selected = range(len(captioned) if limit is None else limit) if indices is None else indices
+        outside = [i for i in selected if not 0 <= i < len(captioned)]
+        if outside or not len(selected):
             raise ValueError(
-                f"indices or limit: {annotation_file(root, split)} has {len(have)} images with captions = "
+                f"indices or limit: {annotation_file(root, split)} has {len(captioned)} images with captions = "
                 f"{captions!r}, asked for {outside[:3] or 'none'}"
             )
-        self.image_ids = [have[i] for i in chosen]
+        self.image_ids = [captioned[i] for i in selected]
         self.pairs = [
             Pair(image_id, names[image_id], number, *caption)
             for image_id in self.image_ids
             for number, caption in enumerate(texts[image_id])
-            if wanted in (None, number)
+            if only in (None, number)
         ]
 
     def __len__(self) -> int:
@@ -111,7 +111,9 @@ def read_annotations(root: str | Path, split: str) -> tuple[dict[int, str], dict
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             coco = COCO(str(path))
         names = {image_id: str(coco.imgs[image_id]["file_name"]) for image_id in sorted(coco.imgs)}
-        texts = {key: [(int(a["id"]), str(a["caption"])) for a in found] for key, found in coco.imgToAnns.items()}
+        texts = {
+            key: [(int(a["id"]), str(a["caption"])) for a in annotations] for key, annotations in coco.imgToAnns.items()
+        }
     except Exception as error:  # whatever a foreign file makes pycocotools raise
         raise DataError(f"{path} is not a COCO captions file ({type(error).__name__}: {error}); {WHERE}") from error
     if not names:
@@ -252,16 +254,16 @@ def check(root: str | Path, split: str = "val", limit: int | None = None, worker
             return str(error)
         return None
 
-    chosen = list(names)[:limit]
+    checked = list(names)[:limit]
     with ThreadPoolExecutor(workers) as pool:
-        problems = zip(chosen, pool.map(problem, chosen), strict=True)
+        problems = zip(checked, pool.map(problem, checked), strict=True)
         bad = {image_id: (names[image_id], message) for image_id, message in problems if message}
     return {
         "images": len(names),
-        "captions": sum(len(found) for found in texts.values()),
+        "captions": sum(len(captions) for captions in texts.values()),
         "captions_per_image": (min(counts), max(counts)),
-        "strays": sum(len(found) for image_id, found in texts.items() if image_id not in names),
-        "checked": len(chosen),
+        "strays": sum(len(captions) for image_id, captions in texts.items() if image_id not in names),
+        "checked": len(checked),
         "bad": len(bad),
         "first_bad": next((message for _, message in bad.values()), None),
         "bad_images": bad,

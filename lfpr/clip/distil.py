@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from lfpr.clip.objectives import Batch, image_features
 from lfpr.encoder import prunable
 from lfpr.files import DataError
-from lfpr.retrain import ReSt, TrainableMasks, retrain
+from lfpr.training.retrain import ReSt, TrainableMasks, retrain
 
 TRAINED = ("masks", "last", "all")
 
@@ -90,8 +90,8 @@ def loader(
     last batch of a pass is filled from the next pass, and one larger than a pass from several. The order follows from
     `seed` alone. Reading raises DataError for an image that cannot be read any more.
     """
-    rng, wanted = np.random.default_rng(seed), batch_size * steps
-    passes = [rng.permutation(rows) for _ in range(-(-wanted // len(rows)))]
-    order = np.concatenate(passes)[:wanted].reshape(steps, batch_size).tolist()
+    rng, images = np.random.default_rng(seed), batch_size * steps
+    passes = [rng.permutation(rows) for _ in range(-(-images // len(rows)))]
+    order = np.concatenate(passes)[:images].reshape(steps, batch_size).tolist()
     private = torch.Generator()  # otherwise reading would draw from the global one
     return DataLoader(WithTargets(reader, features), None, sampler=order, num_workers=workers, generator=private)

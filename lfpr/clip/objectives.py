@@ -1,9 +1,9 @@
-"""Objectives whose mask gradients score the heads and neurons of CLIP's vision tower, and the features they need.
+"""Objectives whose mask gradients are the importance of heads and neurons of CLIP's vision tower, and their features.
 
-*Fisher*: CLIP's own contrastive loss between the images and their captions, as the published fork of Kwon et al.'s
+*Fisher*: CLIP's own contrastive loss between the images and their captions, as the released fork of Kwon et al.'s
 framework uses it. *Label-free*: images alone; how far an image's raw feature reaches in the direction that the unpruned
 model gives it. (The cosine of a feature with itself is 1 whatever the masks do to its length, and stationary where they
-are all one: its gradient is zero, and scores nothing.)
+are all one: its gradient is zero, and so would be any importance.)
 
 Neither text features nor unpruned image features depend on the masks: they are computed once, without gradient.
 """

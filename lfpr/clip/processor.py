@@ -25,21 +25,21 @@ class Processor:
         self.tokenizer = CLIPTokenizer.from_pretrained(model)
         positions = CLIPConfig.from_pretrained(model).text_config.max_position_embeddings
         self.max_length = min(self.tokenizer.model_max_length, positions)
-        chosen = CLIPImageProcessorPil.from_pretrained(model)
+        settings = CLIPImageProcessorPil.from_pretrained(model)
         needed = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-        off = [name for name in needed if not getattr(chosen, name)]
-        if off or not chosen.size.shortest_edge or chosen.size.longest_edge or chosen.do_pad:
-            found = {name: getattr(chosen, name) for name in (*needed, "do_pad", "size")}
+        off = [name for name in needed if not getattr(settings, name)]
+        if off or not settings.size.shortest_edge or settings.size.longest_edge or settings.do_pad:
+            values = {name: getattr(settings, name) for name in (*needed, "do_pad", "size")}
             raise ValueError(
-                f"model {model}: image settings {found}; expected a shortest edge, {list(needed)} and no pad"
+                f"model {model}: image settings {values}; expected a shortest edge, {list(needed)} and no pad"
             )
-        self.shortest, self.resample = chosen.size.shortest_edge, Image.Resampling(chosen.resample)
-        self.height, self.width = chosen.crop_size.height, chosen.crop_size.width
+        self.shortest, self.resample = settings.size.shortest_edge, Image.Resampling(settings.resample)
+        self.height, self.width = settings.crop_size.height, settings.crop_size.width
         if max(self.height, self.width) > self.shortest:
-            raise ValueError(f"model {model}: crop_size {chosen.crop_size} is larger than the size {chosen.size}")
-        std = torch.tensor(chosen.image_std)
-        self._scale = (chosen.rescale_factor / std).view(3, 1, 1)
-        self._shift = (-torch.tensor(chosen.image_mean) / std).view(3, 1, 1)
+            raise ValueError(f"model {model}: crop_size {settings.crop_size} is larger than the size {settings.size}")
+        std = torch.tensor(settings.image_std)
+        self._scale = (settings.rescale_factor / std).view(3, 1, 1)
+        self._shift = (-torch.tensor(settings.image_mean) / std).view(3, 1, 1)
 
     def crop(self, image: Image.Image) -> np.ndarray:
         """An RGB image resized to the shortest edge and cropped at its centre: uint8 [H, W, 3]."""
@@ -57,5 +57,7 @@ class Processor:
 
     def tokens(self, captions: list[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` [B, T], padded to the longest, cut at the model's positions."""
-        found = self.tokenizer(captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
-        return {name: found[name] for name in ("input_ids", "attention_mask")}
+        inputs = self.tokenizer(
+            captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        return {name: inputs[name] for name in ("input_ids", "attention_mask")}

@@ -9,7 +9,6 @@ image features are all alike, thus finds nothing instead of everything. Similari
 so that 5,000 images by 25,000 captions take no more memory than some rows of that table.
 """
 
-import statistics
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -21,8 +20,8 @@ from torch.nn import functional as F
 from lfpr.clip.objectives import Batch, image_features, text_features
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
-from lfpr.latency.cost import take_turns
-from lfpr.shrink import _evaluating
+from lfpr.latency.compare import side_by_side
+from lfpr.modes import evaluating
 
 TIE = 1e-12  # cosines that differ by less are equal up to the order of summation
 CHUNK = 256  # rows of the similarity table in memory
@@ -56,19 +55,19 @@ def encode_texts(clip: nn.Module, batches: Iterable[Batch], progress: str | None
 
 @torch.no_grad()
 def _encode(clip: nn.Module, batches: Iterable[Batch], encode: Callable, names: tuple[str, ...], progress: str | None):
-    found, ids = [], {name: [] for name in names}
+    features, ids = [], {name: [] for name in names}
     if progress:
         from tqdm import tqdm
 
         batches = tqdm(batches, desc=progress, leave=False)
-    with _evaluating(clip):
+    with evaluating(clip):
         for batch in batches:
-            found.append(encode(clip, batch).float().cpu())
+            features.append(encode(clip, batch).float().cpu())
             for name in names:
                 ids[name].append(batch[name])
-    if not found:
+    if not features:
         raise ValueError("batches: there is none, so there is nothing to encode")
-    return torch.cat(found), {name: torch.cat(values) for name, values in ids.items()}
+    return torch.cat(features), {name: torch.cat(values) for name, values in ids.items()}
 
 
 def check_finite(name: str, features: Tensor, ids: Tensor | None = None) -> None:
@@ -193,12 +192,12 @@ def _strong(full: Tensor | Callable[[Tensor], Tensor], images: Tensor, rows: Ten
     """The full model's unit features in float64; zeros for images that no query needs."""
     if not callable(full) and full.shape != images.shape:
         raise ValueError(f"full: features {tuple(full.shape)}, expected {tuple(images.shape)} as of the pruned model")
-    found = full(rows) if callable(full) else full[rows]
-    if found.shape != (len(rows), images.shape[1]):
-        raise ValueError(f"full: it gave {tuple(found.shape)}, expected {(len(rows), images.shape[1])}")
-    check_finite("full features", found, rows)
+    features = full(rows) if callable(full) else full[rows]
+    if features.shape != (len(rows), images.shape[1]):
+        raise ValueError(f"full: it gave {tuple(features.shape)}, expected {(len(rows), images.shape[1])}")
+    check_finite("full features", features, rows)
     strong = torch.zeros_like(images)
-    strong[rows] = F.normalize(found.double(), dim=-1)
+    strong[rows] = F.normalize(features.double(), dim=-1)
     return strong
 
 
@@ -219,23 +218,20 @@ def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 25) -> di
     """For each CLIP model: `parameters` and `macs` of its vision layers, `megabytes` (10⁶ bytes) of all its
     weights in float32, and `ms_per_image` of image encoding of `batch`, the median of `repeats` runs that
     alternate between the models."""
-    seconds = take_turns({name: partial(image_features, model, batch) for name, model in models.items()}, repeats)
-    table = {}
-    for name, model in models.items():
-        encoder = prunable(model.vision_model)
-        table[name] = {
-            "parameters": encoder.num_parameters,
-            "macs": vision_cost(model).of(sum(encoder.heads_per_layer), sum(encoder.neurons_per_layer)),
-            "megabytes": sum(p.numel() * 4 for p in model.parameters()) / 1e6,
-            "ms_per_image": 1000 * statistics.median(seconds[name]) / len(batch["pixel_values"]),
-        }
-    return table
+    length, run = vision_tokens(next(iter(models.values()))), partial(image_features, batch=batch)
+    images = len(batch["pixel_values"])
+    return side_by_side(models, run, lambda clip: prunable(clip.vision_model), length, images, "image", repeats)
 
 
 def vision_cost(clip: nn.Module) -> MacCost:
     """MACs of the vision layers for one image: its patches and the class token."""
+    return MacCost(prunable(clip.vision_model), vision_tokens(clip))
+
+
+def vision_tokens(clip: nn.Module) -> int:
+    """Positions of one image in the vision layers: its patches and the class token."""
     vision = clip.config.vision_config
-    return MacCost(prunable(clip.vision_model), (vision.image_size // vision.patch_size) ** 2 + 1)
+    return (vision.image_size // vision.patch_size) ** 2 + 1
 
 
 def eccv_metrics(
@@ -260,13 +256,13 @@ def eccv_metrics(
     check_finite("text features", text_features, caption_id)
     images, texts = (F.normalize(features.double(), dim=-1) for features in (image_features, text_features))
     recalls, eccv = ("coco_1k_recalls", "coco_5k_recalls", "cxc_recalls"), ("eccv_r1", "eccv_map_at_r")
-    found = metrics.compute_all_metrics(
+    scores = metrics.compute_all_metrics(
         best_answers(images, texts, image_id, caption_id),
         best_answers(texts, images, caption_id, image_id),
         target_metrics=(*recalls, *eccv, "eccv_rprecision"),
         Ks=(1, 5, 10),
     )
-    return {f"{name}_{way}": float(value) for name, ways in found.items() for way, value in ways.items()}
+    return {f"{name}_{way}": float(value) for name, ways in scores.items() for way, value in ways.items()}
 
 
 def best_answers(
@@ -276,8 +272,8 @@ def best_answers(
 
     ECCV-Caption has at most 48 right answers to a query, so that 50 are enough.
     """
-    found = {}
+    best = {}
     for part in torch.arange(len(queries)).split(CHUNK):
         rows = (queries[part] @ answers.T).topk(min(top, len(answers))).indices
-        found |= zip(query_id[part].tolist(), answer_id[rows].tolist(), strict=True)
-    return found
+        best |= zip(query_id[part].tolist(), answer_id[rows].tolist(), strict=True)
+    return best

@@ -56,7 +56,7 @@ class Cell:
         for name, least in {"seed": 0, "num_samples": 1, "step": 0, "last_layers": 0}.items():
             self._number(name, f"a whole number of at least {least}", lambda v, n=least: v >= n and v == int(v))
         for name in ("rearranged", "rescaled"):
-            if getattr(self, name) not in (None, True, False) or isinstance(getattr(self, name), float):
+            if not isinstance(getattr(self, name), bool | None):
                 raise ValueError(f"{name} = {getattr(self, name)!r}: must be True, False or None")
         for name in ("method", "trained"):
             if not isinstance(getattr(self, name), str | None):
@@ -96,7 +96,7 @@ class Cell:
         """For file names: such as "label-free-0.4-seed0" or "fisher-0.8-seed0-rescaled=True"."""
         budget = f"p{self.percentile:g}" if self.constraint is None and self.percentile is not None else self.constraint
         options = [f"{name}={value}" for name, value in sorted(self.options.items())]
-        return "-".join(map(str, [self.method, budget, f"seed{self.seed}", *options]))
+        return "-".join(map(str, [self.method or "own", budget, f"seed{self.seed}", *options]))
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Cell:
         trained = spec.trained if self.trained is None else self.trained
         for name, value, allowed in (
             ("method", method, spec.methods + spec.controls),
-            ("trained", trained, spec.ways),
+            ("trained", trained, spec.ways or ("",)),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} = {value!r}: must be one of {list(allowed)}")

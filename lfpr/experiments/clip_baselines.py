@@ -1,14 +1,12 @@
-"""Training recipe of the small CLIP in `data/mini/clip-mscoco`, which
-`python -m lfpr.experiments.clip_baselines` trains anew.
+"""Training recipe of the small CLIP in `data/mini/clip-mscoco`.
 
-A ViT on 64-pixel images and a text transformer learn CLIP's symmetric contrastive loss on rendered COCO pairs. The
-result is a Hugging Face folder like any published CLIP's: its tokenizer is CLIP's byte-pair encoding, with merges
-learned from the captions so that each of their words is one token.
+`python -m lfpr.experiments.clip_baselines` trains it anew. A ViT on 64-pixel images and a text transformer learn CLIP's
+symmetric contrastive loss on rendered COCO pairs. The result is a Hugging Face folder like any released CLIP's: its
+tokenizer is CLIP's byte-pair encoding, with merges learned from the captions so that each of their words is one token.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -21,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import save as to_bytes
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm, trange
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -29,9 +27,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from lfpr.clip.coco import COCOCaptions, captions, images
 from lfpr.clip.processor import Processor
 from lfpr.clip.retrieval import encode_images, encode_texts, recall
-from lfpr.experiments.runs import write_json
-from lfpr.experiments.tap_baselines import warm_cosine
-from lfpr.files import SHIPPED, write_whole
+from lfpr.experiments.tap_baselines import command_line, descend, half_precision, warm_cosine
+from lfpr.files import write_json, write_whole
 from lfpr.mini.coco import CAPTIONS, SCENE, write_coco
 
 NAME = "clip-mscoco"
@@ -114,13 +111,9 @@ def train(model: CLIPModel, pixels: np.ndarray, ids: Tensor, processor: Processo
         if len(order) < recipe.batch_size:
             order = rng.permutation(len(pixels))
         rows, order = np.split(order, [recipe.batch_size])
-        chosen = ids[rows, rng.integers(CAPTIONS, size=len(rows))]
-        loss = model(input_ids=chosen, pixel_values=processor.normalise(pixels[rows]), return_loss=True).loss
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        sampled = ids[rows, rng.integers(CAPTIONS, size=len(rows))]
+        loss = model(input_ids=sampled, pixel_values=processor.normalise(pixels[rows]), return_loss=True).loss
+        descend(loss, model.parameters(), optimiser, schedule)
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))  # as CLIP does
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
@@ -132,8 +125,7 @@ def save(model: CLIPModel, folder: Path) -> None:
     model.config.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | {"architectures": ["CLIPModel"], "dtype": "float32"})
-    state = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
-    whole = to_bytes({name: tensor.contiguous() for name, tensor in state.items()}, {"format": "pt"})
+    whole = to_bytes(half_precision(model), {"format": "pt"})
     write_whole(folder / "model.safetensors", lambda partial: partial.write_bytes(whole))
 
 
@@ -141,8 +133,8 @@ def score(folder: Path, root: Path) -> dict:
     """Recall of the saved model in `folder` on the val images under `root`, with the first caption of each."""
     model, processor = CLIPModel.from_pretrained(folder), Processor(folder)
     data = COCOCaptions(root, "val", "first")
-    found = encode_images(model, images(data, 250, processor)), encode_texts(model, captions(data, 250, processor))
-    return {"val_images": len(data)} | recall(*(encoded.features for encoded in found))
+    encoded = encode_images(model, images(data, 250, processor)), encode_texts(model, captions(data, 250, processor))
+    return {"val_images": len(data)} | recall(*(part.features for part in encoded))
 
 
 def train_baseline(folder: Path, runs: Path, recipe: Recipe) -> dict:
@@ -170,12 +162,8 @@ def train_baseline(folder: Path, runs: Path, recipe: Recipe) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, default=SHIPPED, help="where to write")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the training data are made")
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="training steps")
-    arguments = parser.parse_args()
-    print(train_baseline(arguments.folder, arguments.runs, Recipe(steps=arguments.steps)))
+    arguments = command_line(__doc__).parse_args()
+    print(train_baseline(arguments.folder, arguments.runs, Recipe(steps=arguments.steps or Recipe.steps)))
 
 
 if __name__ == "__main__":

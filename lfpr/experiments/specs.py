@@ -18,10 +18,12 @@ class ExperimentSpec:
 
     task: where its `Task` is, "module:class", with `arguments` for it; pictures: the module that draws what notebooks
     show. title: model and data; metrics: column of a stage's result -> label, the first one being the score of figures
-    and tables, `tabulated` those that get a table; samples: what scores count; kept: what a constraint counts.
-    method, rearranged, rescaled, trained: the experiment's own way; methods, controls (methods that only compare), ways
-    (values of trained): what else there is; retraining: its name. alternatives: what one figure compares, label -> Way.
-    tolerance: points that label-free at 40 %, retrained, may lie below the unpruned model on mini's data.
+    and tables, `tabulated` those that get a table; samples: what scores count; kept: what a constraint counts. method,
+    rearranged, rescaled, trained: the experiment's own way; methods, controls (methods that only compare), ways (values
+    of trained): what else there is; retraining: its name. alternatives: what one figure compares, label -> Way.
+    studies: what else can be studied, downstream: what else is measured of each pruned or retrained model (names in
+    `lfpr.experiments.studies`). tolerance: points that label-free at 40 %, retrained, may lie below the unpruned model
+    on mini's data.
     """
 
     name: str
@@ -39,6 +41,8 @@ class ExperimentSpec:
     alternatives: Mapping[str, Way]
     controls: tuple[str, ...] = ()
     tabulated: tuple[str, ...] = ("score",)
+    studies: tuple[str, ...] = ()
+    downstream: tuple[str, ...] = ()
     rearranged: bool = False
     rescaled: bool = False
     constraint: float = 0.4
@@ -46,8 +50,8 @@ class ExperimentSpec:
 
     @property
     def trained(self) -> str:
-        """The experiment's own way of retraining."""
-        return self.ways[0]
+        """The experiment's own way of retraining; "" if it is not retrained."""
+        return self.ways[0] if self.ways else ""
 
     @property
     def score(self) -> str:
@@ -79,6 +83,7 @@ def _tap(name: str, title: str, dataset: str, text_layers: int, mmt_layers: int)
             "Random + ReSt": ("random", "", True),
         },
         tabulated=tuple(metrics[dataset]),
+        studies=("scoring",),
         arguments={"dataset": dataset, "text_layers": text_layers, "mmt_layers": mmt_layers},
     )
 
@@ -112,6 +117,8 @@ SPECS: dict[str, ExperimentSpec] = {
             rearranged=True,
             rescaled=True,
             tabulated=("score", "r10"),
+            studies=("sensitivity", "scales"),
+            downstream=("cascade",),
             alternatives={
                 "Searched": (None, "rearranged=False, rescaled=False", False),
                 "Searched, rearranged": (None, "rearranged=True, rescaled=False", False),
@@ -121,6 +128,21 @@ SPECS: dict[str, ExperimentSpec] = {
                 "Distilled: all layers": (None, "trained=all", True),
                 "Random, distilled": ("random", "", True),
             },
+        ),
+        ExperimentSpec(
+            "minilm-texts",
+            "lfpr.experiments.sentences:SentenceTask",
+            "lfpr.paper.pictures.sentences",
+            "all-MiniLM-L6-v2, texts",
+            metrics={"score": "Nearest neighbours kept"},
+            samples="texts",
+            kept="parameters of the layers kept",
+            method="label-free",
+            methods=("label-free", "magnitude", "l1", "random"),
+            ways=(),
+            retraining="",
+            tolerance=0.0,
+            alternatives={"Pruned": (None, "", False), "Pruned, rescaled": (None, "rescaled=True", False)},
         ),
     )
 }

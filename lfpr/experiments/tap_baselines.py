@@ -6,7 +6,7 @@ What makes a small TAP learn in minutes is help with *binding* words to the obje
   during training only: the saved state dict is a plain TAP);
 * an auxiliary loss, in the spirit of TAP's relative-position pre-training, asks each OCR token's output for the look of
   the object around it (first 70 % of training);
-* softmax cross-entropy joins M4C's binary cross-entropy, and pointer and classifier start at low scores.
+* softmax cross-entropy joins M4C's binary cross-entropy, and pointer and classifier start at low logits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,19 +22,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from lfpr import experiments
-from lfpr.experiments.checks import choose
-from lfpr.experiments.runs import write_json
-from lfpr.files import SHIPPED
+from lfpr.budget import check_choice
+from lfpr.experiments.specs import SPECS
+from lfpr.experiments.tap import TAPTask
+from lfpr.files import SHIPPED, write_json, write_whole
 from lfpr.mini.datasets import answer_words, word_pieces, write_tap
 from lfpr.tap.data import TAPDataset, batches
 from lfpr.tap.evaluate import evaluate
-from lfpr.tap.label_free import decoding_loss
 from lfpr.tap.layout import TEXT_VOCAB
 from lfpr.tap.model import TAP, Batch, TAPConfig
-from lfpr.tap.text import HashedNgrams
+from lfpr.tap.objectives import decoding_loss
+from lfpr.tap.vectors import HashedNgrams
 
 
 @dataclass(frozen=True)
@@ -131,15 +134,11 @@ def train_tap(
         for batch in loader:
             steps = int(batch["loss_mask"].sum(1).max())
             targets, mask = batch["targets"][:, :steps], batch["loss_mask"][:, :steps]
-            scores = model(batch, batch["previous"][:, :steps])
-            loss = decoding_loss(scores, targets, mask) + _cross_entropy(scores, targets, mask)
+            logits = model(batch, batch["previous"][:, :steps])
+            loss = decoding_loss(logits, targets, mask) + _cross_entropy(logits, targets, mask)
             if step < recipe.auxiliary * recipe.steps:
                 loss = loss + binding(pointed[0], batch)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            schedule.step()
+            descend(loss, parameters, optimiser, schedule)
             step += 1
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
@@ -148,17 +147,30 @@ def train_tap(
     return _untie(model, words)
 
 
-def warm_cosine(optimiser: torch.optim.Optimizer, warm_up: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+def warm_cosine(optimiser: Optimizer, warm_up: int, steps: int) -> LambdaLR:
     """The learning rates rise for `warm_up` steps and follow half a cosine to zero at `steps`."""
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * i / steps)))
-    )
+    return LambdaLR(optimiser, lambda i: min((i + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * i / steps))))
 
 
-def _cross_entropy(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+def descend(loss: Tensor, parameters: Iterable[nn.Parameter], optimiser: Optimizer, schedule: LambdaLR) -> None:
+    """One step of training, with gradients of norm 1 at most."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()
+    schedule.step()
+
+
+def half_precision(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state in float16, as baselines are shipped."""
+    state = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Softmax cross-entropy against the targets [B, T, C] scaled to sum 1, averaged over the valid steps."""
     shares = targets / targets.sum(-1, keepdim=True).clamp(min=1e-6)
-    return -((shares * scores.log_softmax(-1)).sum(-1) * mask).sum() / mask.sum().clamp(min=1)
+    return -((shares * logits.log_softmax(-1)).sum(-1) * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _start_wide(model: TAP, recipe: Recipe) -> None:
@@ -179,12 +191,12 @@ def _start_wide(model: TAP, recipe: Recipe) -> None:
         layer.output.dense.weight.data *= recipe.output_scale
 
 
-def _start_low(model: TAP, score: float = -3.0) -> None:
-    """Start all scores at about `score`: most classes are wrong, and training need not learn that first."""
-    nn.init.constant_(model.classifier["module"].bias, score)
+def _start_low(model: TAP, logit: float = -3.0) -> None:
+    """Start all logits at about `logit`: most classes are wrong, and training need not learn that first."""
+    nn.init.constant_(model.classifier["module"].bias, logit)
     width = model.config.hidden_size
-    nn.init.constant_(model.ocr_ptr_net.query.bias, abs(score) ** 0.5 / width**0.25)
-    nn.init.constant_(model.ocr_ptr_net.key.bias, -(abs(score) ** 0.5) / width**0.25)
+    nn.init.constant_(model.ocr_ptr_net.query.bias, abs(logit) ** 0.5 / width**0.25)
+    nn.init.constant_(model.ocr_ptr_net.key.bias, -(abs(logit) ** 0.5) / width**0.25)
 
 
 def _untie(model: TAP, words: SharedWords) -> TAP:
@@ -208,8 +220,8 @@ def translated(state: dict[str, Tensor], model: TAP, source: str, target: str) -
         (["text_bert.embeddings.word_embeddings.weight"], word_pieces),
         (["classifier.module.weight", "classifier.module.bias"], answer_words),
     ):
-        places = {word: i for i, word in enumerate(lists(source))}
-        pairs = torch.tensor([(i, places[word]) for i, word in enumerate(lists(target)) if word in places])
+        indices = {word: i for i, word in enumerate(lists(source))}
+        pairs = torch.tensor([(i, indices[word]) for i, word in enumerate(lists(target)) if word in indices])
         for name in names:
             state[name] = own[name].clone().index_copy_(0, pairs[:, 0], state[name][pairs[:, 1]])
     return state
@@ -243,9 +255,9 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     """Train baseline `name`, write `NAME.safetensors` (float16) and `NAME.json` (config, recipe, score)."""
     baseline = BASELINES[name]
     recipe = recipe or baseline.recipe
-    dataset = experiments.TAP_EXPERIMENTS[name].dataset
+    dataset = SPECS[name].arguments["dataset"]
     root = runs / "data" / f"{dataset}-baseline"
-    settings = experiments.SETTINGS["mini"]
+    settings = TAPTask.SETTINGS["mini"]
     write_tap(root, dataset, baseline.train_images, settings.val_images)
     embed = HashedNgrams(settings.sizes.fasttext_size)
     data = TAPDataset(root, dataset, "train", sizes=settings.sizes, targets=True, embed=embed, seed=recipe.seed)
@@ -257,14 +269,12 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     start = None
     if recipe.start:
         state = load_file(folder / f"{recipe.start}.safetensors")
-        start = translated(state, TAP(config), experiments.TAP_EXPERIMENTS[recipe.start].dataset, dataset)
+        start = translated(state, TAP(config), SPECS[recipe.start].arguments["dataset"], dataset)
     began = time.perf_counter()
     model = train_tap(config, data.preload(), ngrams, recipe, start)
     minutes = (time.perf_counter() - began) / 60
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
-    save_file(state, folder / f"{name}.unfinished")
-    (folder / f"{name}.unfinished").replace(folder / f"{name}.safetensors")
+    state = half_precision(model)
+    write_whole(folder / f"{name}.safetensors", lambda partial: save_file(state, partial))
     model.load_state_dict({key: value.float() for key, value in state.items()})
     val = TAPDataset(root, dataset, "val", sizes=settings.sizes, embed=embed)
     result = evaluate(model, val, settings.eval_batch) | {"minutes": minutes, "threads": torch.get_num_threads()}
@@ -273,15 +283,21 @@ def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = 
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", default=list(BASELINES), help=f"of {list(BASELINES)}; all by default")
+def command_line(description: str) -> argparse.ArgumentParser:
+    """What the recipes' commands take."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=SHIPPED, help="where to write")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the training data are made")
     parser.add_argument("--steps", type=int, help="training steps, instead of the recipe's")
+    return parser
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("names", nargs="*", default=list(BASELINES), help=f"of {list(BASELINES)}; all by default")
     arguments = parser.parse_args()
     for name in arguments.names:
-        choose("name", name, BASELINES)
+        check_choice("name", name, BASELINES)
         recipe = BASELINES[name].recipe
         recipe = replace(recipe, steps=arguments.steps) if arguments.steps else recipe
         print(name, train_baseline(name, arguments.folder, arguments.runs, recipe))

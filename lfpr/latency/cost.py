@@ -4,9 +4,6 @@ Latency is not linear in width: below some width it is flat (launch overhead, me
 gains nothing and dropping it whole gains much. `LatencyCost.measure` times the model's own layers, physically shrunk to
 some widths, splits each run into attention and feed-forward sub-layer, takes medians, makes them monotone (isotonic
 least squares: noise cannot make a wider sub-layer faster) and interpolates.
-
-`fit_plateau` is the published fit of such a table, a constant up to a threshold and a line after it (Kwon et al.,
-NeurIPS 2022).
 """
 
 from __future__ import annotations
@@ -27,7 +24,8 @@ from lfpr.encoder import PrunableEncoder
 from lfpr.files import write_whole
 from lfpr.layerwise import Replay
 from lfpr.masks import Masks
-from lfpr.shrink import _evaluating, resize
+from lfpr.modes import evaluating
+from lfpr.shrink import resize
 
 FORMAT = 1
 
@@ -36,9 +34,8 @@ class LatencyCost:
     """Latency of an encoder's layers, `attention[h]` for a layer with h heads plus `ffn[n]` for one with n neurons.
 
     `attention` [H + 1] and `ffn` [N + 1] are in `unit`, index 0 being what is left when all are removed; `full` is the
-    latency of all `num_layers` unpruned layers. `measured` keeps the widths and medians behind the tables, if any, and
-    `published` makes `search` follow the published code. Raises ValueError for tables that are empty, negative or not
-    finite, or where the full width costs nothing.
+    latency of all `num_layers` unpruned layers. `measured` keeps the widths and medians behind the tables, if any.
+    Raises ValueError for tables that are empty, negative or not finite, or where the full width costs nothing.
     """
 
     def __init__(
@@ -48,12 +45,11 @@ class LatencyCost:
         num_layers: int,
         unit: str = "seconds",
         measured: dict[str, Any] | None = None,
-        published: bool = False,
     ) -> None:
         if num_layers < 1 or num_layers != int(num_layers):
             raise ValueError(f"num_layers = {num_layers}: must be a whole number of at least 1")
-        self.attention, self.ffn = _table("attention", attention), _table("ffn", ffn)
-        self.num_layers, self.unit, self.measured, self.published = int(num_layers), unit, measured, published
+        self.attention, self.ffn = latency_table("attention", attention), latency_table("ffn", ffn)
+        self.num_layers, self.unit, self.measured = int(num_layers), unit, measured
         self.full = self.of([len(self.attention) - 1] * num_layers, [len(self.ffn) - 1] * num_layers)
 
     def of(self, heads: Sequence[int], neurons: Sequence[int]) -> float:
@@ -72,11 +68,6 @@ class LatencyCost:
     def fraction(self, masks: Masks) -> float:
         """`kept` divided by `full`."""
         return self.kept(masks) / self.full
-
-    @classmethod
-    def from_published(cls, attention: Sequence[float], ffn: Sequence[float], num_layers: int) -> LatencyCost:
-        """From the look-up tables of Kwon et al. (NeurIPS 2022), which start at one head and one neuron, in ms."""
-        return cls([0.0, *attention], [0.0, *ffn], num_layers, "milliseconds", published=True)
 
     @classmethod
     @torch.no_grad()
@@ -112,7 +103,7 @@ class LatencyCost:
             layers.append(one)
         samples = np.empty((repeats, len(layers), 2))
         with (
-            _evaluating(encoder.module, *(one.layers[0] for one in layers)),
+            evaluating(encoder.module, *(one.layers[0] for one in layers)),
             Replay(encoder, [batch], forward) as replay,
         ):
             call = replay.calls[0]
@@ -148,7 +139,6 @@ class LatencyCost:
             "format": FORMAT,
             "unit": self.unit,
             "num_layers": self.num_layers,
-            "published": self.published,
             "attention": self.attention.tolist(),
             "ffn": self.ffn.tolist(),
             "measured": self.measured,
@@ -164,7 +154,7 @@ class LatencyCost:
             values = json.loads(Path(path).read_text())
             if values["format"] != FORMAT:
                 raise ValueError(f"format {values['format']!r}, expected {FORMAT}")
-            names = ("attention", "ffn", "num_layers", "unit", "measured", "published")
+            names = ("attention", "ffn", "num_layers", "unit", "measured")
             return cls(*(values[name] for name in names))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a latency table: {error}") from error
@@ -176,8 +166,8 @@ def take_turns(calls: Mapping[Any, Callable[[], object]], repeats: int) -> dict[
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(-1, repeats):
-        for place in range(len(names)):
-            name = names[(place + turn) % len(names)]
+        for offset in range(len(names)):
+            name = names[(offset + turn) % len(names)]
             start = time.perf_counter()
             calls[name]()
             if turn >= 0:
@@ -186,33 +176,10 @@ def take_turns(calls: Mapping[Any, Callable[[], object]], repeats: int) -> dict[
 
 
 def monotone(values: Sequence[float]) -> np.ndarray:
-    """The non-decreasing sequence nearest to `values` in squares (pool adjacent violators)."""
-    pools: list[tuple[float, int]] = []  # mean, size
-    for value in values:
-        pool = (float(value), 1)
-        while pools and pools[-1][0] > pool[0]:
-            mean, size = pools.pop()
-            pool = ((mean * size + pool[0] * pool[1]) / (size + pool[1]), size + pool[1])
-        pools.append(pool)
-    return np.concatenate([np.full(size, mean) for mean, size in pools])
+    """The non-decreasing sequence nearest to `values` in squares."""
+    from scipy.optimize import isotonic_regression  # takes a while to import, and only measuring needs it
 
-
-def fit_plateau(table: Sequence[float]) -> tuple[int, float, float]:
-    """(threshold, constant, slope) of the published fit to a table for 1, 2, ... heads or neurons.
-
-    The latency is `constant` up to `threshold` parts, and `constant + slope · (parts - threshold)` beyond; the constant
-    is the mean below the threshold, the slope that of least squares, at least 0. Of all thresholds, the best fit.
-    """
-    table = _table("table", [0.0, *table])[1:]
-    best = (np.inf, 0, 0.0, 0.0)
-    for threshold in range(1, len(table) + 1):
-        constant = table[:threshold].mean()
-        x, y = np.arange(1, len(table) - threshold + 1), table[threshold:] - constant
-        slope = max(0.0, (x * y).sum() / (x * x).sum()) if len(x) else 0.0
-        error = np.square(table[:threshold] - constant).sum() + np.square(y - slope * x).sum()
-        if error < best[0]:
-            best = (error, threshold, float(constant), float(slope))
-    return best[1:]
+    return isotonic_regression(np.asarray(values, dtype=np.float64)).x
 
 
 def _time(one: PrunableEncoder, x: Tensor, arguments: tuple, clock: Callable[[], float]) -> tuple[float, float]:
@@ -238,13 +205,14 @@ def _time(one: PrunableEncoder, x: Tensor, arguments: tuple, clock: Callable[[],
 def _widths(name: str, widths: Iterable[int] | None, full: int, steps: int) -> list[int]:
     if widths is None:
         widths = range(full + 1) if full <= steps else [round(full * i / steps) for i in range(steps + 1)]
-    found = sorted({0, full, *widths})
-    if found[0] < 0 or found[-1] > full or any(width != int(width) for width in found):
+    measured = sorted({0, full, *widths})
+    if measured[0] < 0 or measured[-1] > full or any(width != int(width) for width in measured):
         raise ValueError(f"{name} = {list(widths)}: must be whole numbers from 0 to {full}")
-    return [int(width) for width in found]
+    return [int(width) for width in measured]
 
 
-def _table(name: str, values: Sequence[float]) -> np.ndarray:
+def latency_table(name: str, values: Sequence[float]) -> np.ndarray:
+    """A table as float64. ValueError unless it is finite, not negative, and its last entry above 0."""
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 1 or len(table) < 2 or not np.isfinite(table).all() or (table < 0).any() or not table[-1] > 0:
         raise ValueError(f"{name}: expected at least two finite latencies >= 0, the last above 0, found {values!r:.80}")

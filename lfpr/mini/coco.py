@@ -1,4 +1,4 @@
-"""Rendered scenes in COCO's published layout: captions JSON and JPEGs, five captions an image.
+"""Rendered scenes in COCO's released layout: captions JSON and JPEGs, five captions an image.
 
 A caption names the colour and class of some of the scene's objects and where one is with respect to another, the way
 people do: five captions of an image differ in what they mention. `write_coco` makes the folder once.
@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm.auto import trange
 
 from lfpr.mini.datasets import image_id, make_once
-from lfpr.mini.scenes import Scene, Thing, make_scene
+from lfpr.mini.scenes import Scene, Thing, make_scene, require_integer
 
 FORMAT = 1
 """Part of the data set's parameters: raise it when the same parameters give other data."""
@@ -43,8 +43,7 @@ def write_coco(
     """
     parameters = {"train_images": train_images, "val_images": val_images, "seed": seed}
     for name, low in (("train_images", 1), ("val_images", 1), ("seed", 0)):
-        if not isinstance(parameters[name], int) or parameters[name] < low:
-            raise ValueError(f"{name} is {parameters[name]!r}, must be an integer from {low}")
+        require_integer(name, parameters[name], low)
     parameters |= {"dataset": "coco", "format": FORMAT}
     return make_once(Path(root).resolve(), parameters, partial(_build, progress=progress))
 

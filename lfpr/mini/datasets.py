@@ -1,4 +1,4 @@
-"""Rendered data sets in the published layouts: the small profile goes through the same loaders as the real data.
+"""Rendered data sets in the released layouts: the small profile goes through the same loaders as the real data.
 
 `write_tap` makes a TextVQA or ST-VQA data folder as `microsoft/TAP` distributes it: annotations (imdb), object and
 OCR features with their boxes, vocabularies, and some images to look at. An image's id is its scene's seed in
@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import trange
 
-from lfpr.experiments.runs import write_json
+from lfpr.files import write_json
 from lfpr.mini.features import box_features, carrier_boxes
 from lfpr.mini.questions import (
     MAX_QUESTIONS,
@@ -31,7 +31,7 @@ from lfpr.mini.questions import (
     make_questions,
     misread,
 )
-from lfpr.mini.scenes import CLASSES, COLOURS, LEXICON, Scene, make_scene
+from lfpr.mini.scenes import CLASSES, COLOURS, LEXICON, Scene, make_scene, require_integer
 from lfpr.tap.layout import LAYOUTS, OBJECT_NAMES, TEXT_VOCAB
 
 FORMAT = 2
@@ -104,17 +104,9 @@ def write_tap(
         "ocr_error": FORMS[dataset].ocr_error if ocr_error is None else ocr_error,
         "seed": seed,
     }
-    for name, low, high in (
-        ("train_images", 1, None),
-        ("val_images", 1, None),
-        ("questions_per_image", 1, MAX_QUESTIONS),
-        ("images", 0, None),
-        ("seed", 0, None),
-    ):
-        value = parameters[name]
-        if not isinstance(value, int) or value < low or (high is not None and value > high):
-            allowed = f"an integer from {low}" + (f" to {high}" if high is not None else "")
-            raise ValueError(f"{name} is {value!r}, must be {allowed}")
+    for name, low in (("train_images", 1), ("val_images", 1), ("images", 0), ("seed", 0)):
+        require_integer(name, parameters[name], low)
+    require_integer("questions_per_image", questions_per_image, 1, MAX_QUESTIONS)
     if not 0 <= parameters["ocr_error"] <= 1:
         raise ValueError(f"ocr_error is {ocr_error!r}, must be from 0 to 1")
     parameters |= {"dataset": dataset, "format": FORMAT}

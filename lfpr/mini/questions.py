@@ -71,21 +71,21 @@ def make_questions(
         candidates.setdefault(question.kind, []).append(question)
     for questions in candidates.values():
         rng.shuffle(questions)
-    chosen: list[Question] = []
-    while len(chosen) < count and any(candidates.values()):
+    selected: list[Question] = []
+    while len(selected) < count and any(candidates.values()):
         kinds = [kind for kind, questions in candidates.items() if questions]
-        for kind in rng.sample(kinds, min(len(kinds), count - len(chosen))):
-            chosen.append(candidates[kind].pop())
-    return chosen
+        for kind in rng.sample(kinds, min(len(kinds), count - len(selected))):
+            selected.append(candidates[kind].pop())
+    return selected
 
 
 def _candidates(scene: Scene, rng: random.Random, templates: dict[str, tuple[str, str]]) -> list[Question]:
     """All questions that have one answer in this scene, each put in one of its two ways."""
-    found: list[Question] = []
+    questions: list[Question] = []
 
     def ask(kind: str, answer: str, **names: str) -> None:
         if kind in templates:
-            found.append(Question(rng.choice(templates[kind]).format(**names), answer, kind))
+            questions.append(Question(rng.choice(templates[kind]).format(**names), answer, kind))
 
     all_words = [word.text.lower() for thing in scene.objects for word in thing.words]
     for thing in scene.objects:
@@ -115,7 +115,7 @@ def _candidates(scene: Scene, rng: random.Random, templates: dict[str, tuple[str
         clear = others and abs(others[0].box[side] - first.box[side]) > 0.06 * scene.image.width
         if clear and first.words:
             ask(kind, " ".join(word.text.lower() for word in first.words))
-    return found
+    return questions
 
 
 def _refer(scene: Scene, thing: Thing, rng: random.Random) -> str:

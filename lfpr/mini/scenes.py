@@ -100,14 +100,14 @@ def _write(draw: ImageDraw.ImageDraw, texts: list[str], area: Box, fill: tuple) 
 def _choose_words(rng: random.Random, count: int, used: set[str]) -> list[tuple[str, str]]:
     """`count` words not yet `used` in this scene as (text as drawn, kind); at most one brand, number and price."""
     style = rng.choice((str.upper, str.capitalize, str.capitalize, str.lower))
-    chosen: list[tuple[str, str]] = []
-    while len(chosen) < count:
+    words: list[tuple[str, str]] = []
+    while len(words) < count:
         kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
         word = rng.choice(LEXICON[kind])
-        if word not in used and (kind == "word" or kind not in [other for _, other in chosen]):
+        if word not in used and (kind == "word" or kind not in [other for _, other in words]):
             used.add(word)
-            chosen.append((style(word), kind))
-    return chosen
+            words.append((style(word), kind))
+    return words
 
 
 def _choose_looks(rng: random.Random, count: int) -> list[tuple[str, str]]:
@@ -118,6 +118,13 @@ def _choose_looks(rng: random.Random, count: int) -> list[tuple[str, str]]:
         looks = list(zip(names, colours, strict=True))
         if len(set(looks)) == count:
             return looks
+
+
+def require_integer(name: str, value: object, low: int, high: int | None = None) -> None:
+    """ValueError naming the parameter unless its value is an integer from `low` to `high`."""
+    if not isinstance(value, int) or value < low or (high is not None and value > high):
+        upper = "" if high is None else f" to {high}"
+        raise ValueError(f"{name} is {value!r}, must be an integer from {low}{upper}")
 
 
 def make_scene(seed: int, size: int = 128, max_objects: int = 4, max_words: int = 3) -> Scene:
@@ -132,15 +139,10 @@ def make_scene(seed: int, size: int = 128, max_objects: int = 4, max_words: int 
     Raises:
         ValueError: a parameter is out of range.
     """
-    for name, value, low, high in (
-        ("seed", seed, 0, None),
-        ("size", size, 48, None),
-        ("max_objects", max_objects, 1, 4),
-        ("max_words", max_words, 0, 3),
-    ):
-        if not isinstance(value, int) or value < low or (high is not None and value > high):
-            allowed = f"an integer from {low}" + (f" to {high}" if high is not None else "")
-            raise ValueError(f"{name} is {value!r}, must be {allowed}")
+    require_integer("seed", seed, 0)
+    require_integer("size", size, 48)
+    require_integer("max_objects", max_objects, 1, 4)
+    require_integer("max_words", max_words, 0, 3)
     rng = random.Random(seed)
     count = min(max_objects, rng.choices((1, 2, 3, 4), (5, 20, 35, 40))[0])
     image = Image.new("RGB", (size, size), rng.choice(WALLS))

@@ -1,117 +1,146 @@
-"""From finished runs to the tidy tables behind every figure.
+"""From finished runs to the tidy tables behind every figure: `python -m lfpr collect`.
 
-    python -m lfpr.paper.collect --grid workflow/grid.yaml:default
-
-Computing and plotting are separate: this module alone knows the runs, `lfpr.paper.figures` alone draws, and between
-them are CSV files in `paper_figures/`. One row of `results.csv` is one score.
+Computing and drawing are separate: this module reads what the notebooks of a grid left in `runs/` and computes nothing;
+the figures read the CSV files that it writes. One row of `results.csv` is one score.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
+from lfpr.clip.retrieval import image_speedup
 from lfpr.experiments import open_experiment
-from lfpr.experiments.cells import run
-from lfpr.experiments.grid import PLACE, Cell, cells, inputs, load_grid, parser
-from lfpr.experiments.runs import Stage, write_json
+from lfpr.experiments.cell import Cell
+from lfpr.experiments.experiment import Experiment
+from lfpr.experiments.grid import NOTEBOOKS, Planned, cells, inputs, load_grid
+from lfpr.experiments.notebook import is_own
+from lfpr.experiments.runs import Stage, Unfinished, minutes_per_stage, provenance_table
+from lfpr.files import checkout, write_json
 from lfpr.masks import Masks
-from lfpr.paper.studies import (
-    COMPARED,
-    SHOWN,
-    cascade_rows,
-    growth_rows,
-    minutes_rows,
-    scale_rows,
-    scoring_rows,
-    sensitivity_rows,
-    speed_rows,
-)
-from lfpr.paper.tables import OPTIONAL, TABLES, write_file
+from lfpr.paper.schema import OPTIONAL, TABLES, write_tables
+
+SHOWN = Cell("label-free", 0.4)
+"""The cell whose speed and mask values are shown."""
+COMPARED = ("label-free", "fisher", "magnitude", "random")
+"""Methods whose rankings are compared."""
+
+Rows = list[dict[str, Any]]
 
 
-def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd.DataFrame]:
-    """The tables of `lfpr.paper.tables.TABLES` and, of `OPTIONAL`, those that the grid's experiments have.
+class Collector:
+    """Gathers rows by table; what is not finished is listed in `missing`."""
 
-    `data`: the folder of the user's own files, for the profile full. Runs that are missing are computed.
+    def __init__(self) -> None:
+        self.rows: dict[str, Rows] = {name: [] for name in TABLES | OPTIONAL}
+        self.missing: list[str] = []
+
+    def add(self, table: str, what: str, rows: Callable[[], Rows]) -> None:
+        """Add `rows()` to a table, or `what` to the missing."""
+        try:
+            self.rows[table] += rows()
+        except Unfinished:
+            self.missing.append(what)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables that have rows, with the columns of the schema."""
+        columns = TABLES | OPTIONAL
+        return {key: pd.DataFrame(rows).reindex(columns=columns[key]) for key, rows in self.rows.items() if rows}
+
+
+def collect(
+    grid: dict[str, dict], runs: str | Path, data: str | Path = ""
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """The tidy tables of a grid's finished runs, by name, and what of the grid is not finished.
+
+    grid: plans by experiment (`lfpr.experiments.grid.load_grid`). data: the folder of the user's own files, for the
+    profile full.
     """
-    tables: dict[str, list] = {name: [] for name in TABLES | OPTIONAL}
+    collector = Collector()
     for name, plan in grid.items():
         experiment = open_experiment(name, plan["profile"], runs, **inputs(plan, data))
-        about = {"experiment": name, "profile": plan["profile"]}
-        place = PLACE | {"method": "unpruned", "constraint": 1.0, "retrained": False}
-        size = {"fraction": 1.0, "parameters": experiment.encoder.num_parameters}
-        tables["results"].append(about | place | experiment.baseline().result | size)
+        with experiment.runs.load_only():
+            _experiment(collector, experiment, plan)
+    collector.add("minutes", "minutes", lambda: minutes_rows(runs))
+    return collector.tables(), collector.missing
+
+
+def _experiment(collector: Collector, experiment: Experiment, plan: dict) -> None:
+    name, cached = experiment.name, cells(plan)
+    collector.add("results", f"{name}: unpruned", lambda: [unpruned_row(experiment)])
+    if "02_importance" in plan.get("notebooks", ()):
         for method in COMPARED:
-            tables["importance"] += importance_rows(experiment, method)
-        for cell in cells(plan):
-            stages = run(experiment, cell)
-            for stage, done in stages.items():
-                row = about | cell.place | {"variant": cell.variant, "retrained": stage == "retrained"}
-                tables["results"].append(row | _cost(done) | done.result)
-            if cell.variant:
-                continue
-            if experiment.kind == "clip":
-                tables["cascade"] += cascade_rows(experiment, cell, stages)
-                tables["growth"] += growth_rows(experiment, cell, stages)
-            tables["layers"] += layer_rows(experiment, cell, next(iter(stages.values())))
-            shown = cell.place["method"], cell.place["constraint"]
-            if shown == (SHOWN["method"], SHOWN["constraint"]) and "retrained" in stages:
-                tables["mask_values"] += mask_rows(experiment, cell, stages["retrained"])
-        tables["speed"] += speed_rows(experiment)
-        if experiment.kind == "clip":
-            tables["sensitivity"] += sensitivity_rows(experiment)
-            tables["scales"] += scale_rows(experiment)
-        if plan.get("scoring"):
-            tables["scoring"] += scoring_rows(experiment)
-    tables["minutes"] += minutes_rows(runs)
-    columns = TABLES | OPTIONAL
-    return {key: pd.DataFrame(rows).reindex(columns=columns[key]) for key, rows in tables.items() if rows}
+            cell = experiment.cell(Cell(method))
+            rows = lambda cell=cell: importance_rows(experiment, cell)  # noqa: E731
+            collector.add("importance", f"{name}: importance by {method}", rows)
+    for planned in cached:
+        _cell(collector, experiment, planned)
+    if "05_evaluate" in str(plan.get("notebooks", ())):
+        collector.add("speed", f"{name}: speed", lambda: speed_rows(experiment))
+    for study in plan.get("studies", ()):
+        collector.add(study, f"{name}: {study}", lambda study=study: experiment.study(study))
 
 
-def _cost(stage: Stage) -> dict:
-    """What a pruned model's file takes on disk, and its stage took in all where the result says nothing else."""
+def _cell(collector: Collector, experiment: Experiment, planned: Planned) -> None:
+    """The rows of one cell of the plan."""
+    cell = experiment.cell(planned.cell)
+    stages: dict[str, Stage] = {}
+    for name in planned.stages:
+        try:
+            stages[name] = {"pruned": experiment.prune, "retrained": experiment.retrain}[name](cell)
+        except Unfinished:
+            collector.missing.append(f"{experiment.name}: {planned.cell.name} {name} ({NOTEBOOKS[name]})")
+            continue
+        collector.rows["results"].append(result_row(experiment, planned.cell, stages[name], name == "retrained"))
+    if planned.cell.variant or not stages:
+        return
+    collector.rows["layers"] += layer_rows(experiment, cell, next(iter(stages.values())))
+    if cell == experiment.cell(SHOWN) and "retrained" in stages:
+        collector.rows["mask_values"] += mask_rows(experiment, cell, stages["retrained"])
+    if "cascade" in experiment.spec.downstream:
+        what = f"{experiment.name}: cascade of {planned.cell.name}"
+        for table in (cascade_rows, growth_rows):
+            key = table.__name__.removesuffix("_rows")
+            collector.add(key, what, lambda table=table: table(experiment, cell, stages))
+
+
+# ---- rows
+
+
+def unpruned_row(experiment: Experiment) -> dict[str, Any]:
+    """The unpruned model's scores."""
+    about = _about(experiment, Cell("unpruned", 1.0)) | {"variant": "", "retrained": False}
+    return about | experiment.baseline().result | {"fraction": 1.0, "parameters": experiment.encoder.num_parameters}
+
+
+def result_row(experiment: Experiment, cell: Cell, stage: Stage, retrained: bool) -> dict[str, Any]:
+    """The scores of a stage of a cell as it is in the plan; what its file takes on disk and its stage took in all,
+    where the result says nothing else."""
+    about = _about(experiment, cell) | {"variant": cell.variant, "retrained": retrained}
     size = sum(file.stat().st_size for file in (stage.folder / "model").iterdir())
-    return {"megabytes": size / 1e6, "minutes": stage.provenance["seconds"] / 60}
+    cost = {"megabytes": size / 1e6, "minutes": stage.provenance["seconds"] / 60}
+    return about | {"num_samples": experiment.cell(cell).num_samples} | cost | stage.result
 
 
-def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> None:
-    """One CSV file a table, six significant digits, atomically."""
-    for name, table in tables.items():
-        write_file(Path(folder, f"{name}.csv"), table.to_csv(index=False, float_format="%.6g").encode())
-
-
-def saved_score(experiment, place: dict, retrained: bool, folder: str | Path) -> float | None:
-    """The score of this cell of `experiment`, in its own way, in `folder/results.csv`; None if it is not there.
-
-    `place`: the keys of `lfpr.experiments.grid.PLACE`. For notebooks to compare a score with the committed one.
-    """
-    path = Path(folder, "results.csv")
-    if not path.is_file():
-        return None
-    rows = pd.read_csv(path)
-    wanted = {"experiment": experiment.name, "profile": experiment.profile, "retrained": retrained} | place
-    for column, value in wanted.items():
-        rows = rows[rows[column].isna() if value is None else rows[column].astype(type(value)) == value]
-    rows = rows[rows.variant.isna()]
-    return None if rows.empty else float(rows.score.iloc[0])
-
-
-def importance_rows(experiment, method: str, seed: int = 0) -> list[dict]:
+def importance_rows(experiment: Experiment, cell: Cell) -> Rows:
     """A row per head and neuron: its importance."""
-    scores = experiment.importance(method, seed)
-    about = {"experiment": experiment.name, "method": method}
+    importance = experiment.importance(cell)
+    about = {"experiment": experiment.name, "method": cell.method}
     return [
         about | {"kind": kind, "layer": layer, "index": index, "importance": value}
-        for kind, table in (("head", scores.heads), ("neuron", scores.neurons))
+        for kind, table in (("head", importance.heads), ("neuron", importance.neurons))
         for layer, row in enumerate(table.tolist())
         for index, value in enumerate(row)
     ]
 
 
-def layer_rows(experiment, cell: Cell, pruned: Stage) -> list[dict]:
+def layer_rows(experiment: Experiment, cell: Cell, pruned: Stage) -> Rows:
     """A row per layer of a pruned model: the heads and neurons kept, and how many there were."""
     encoder = experiment.encoder
     full = {"full_heads": encoder.num_heads, "full_neurons": encoder.num_neurons}
@@ -122,7 +151,7 @@ def layer_rows(experiment, cell: Cell, pruned: Stage) -> list[dict]:
     ]
 
 
-def mask_rows(experiment, cell: Cell, retrained: Stage) -> list[dict]:
+def mask_rows(experiment: Experiment, cell: Cell, retrained: Stage) -> Rows:
     """A row per kept head and neuron: its mask value after retraining (1 before)."""
     masks = Masks.load(retrained.folder / "masks.safetensors")
     return [
@@ -133,18 +162,79 @@ def mask_rows(experiment, cell: Cell, retrained: Stage) -> list[dict]:
     ]
 
 
-def main() -> None:
-    options = parser(__doc__.split("\n")[0])
-    options.add_argument("--out", default="paper_figures", help="folder of the tables")
-    arguments = options.parse_args()
+def speed_rows(experiment: Experiment) -> Rows:
+    """A row per model of the cell `SHOWN`: unpruned, pruned, retrained."""
+    about = {"experiment": experiment.name, "constraint": SHOWN.constraint}
+    return [
+        about | {"model": model, "ms": next(value for name, value in row.items() if name.startswith("ms_per_"))} | row
+        for model, row in experiment.speed(SHOWN).result.items()
+    ]
+
+
+def cascade_rows(experiment: Experiment, cell: Cell, stages: dict[str, Stage]) -> Rows:
+    """A row per stage of a cell: its cascade."""
+    return [about | result for about, result in _cascades(experiment, cell, stages)]
+
+
+def growth_rows(experiment: Experiment, cell: Cell, stages: dict[str, Stage]) -> Rows:
+    """A row per stage of a cell and number of queries: the share of images that these brought to the full model so far,
+    and how much less time encoding all images has then taken."""
+    rows = []
+    for about, result in _cascades(experiment, cell, stages):
+        for queries, share in result["growth"]:
+            speedup = image_speedup(result["ms_full"], result["ms_pruned"], share)
+            rows.append(about | {"m": result["m"], "queries": queries, "reranked": share, "speedup": speedup})
+    return rows
+
+
+def _cascades(experiment: Experiment, cell: Cell, stages: dict[str, Stage]) -> Iterator[tuple[dict, dict]]:
+    about = {key: cell.place[key] for key in ("method", "constraint", "seed")}
+    for name, stage in stages.items():
+        yield about | {"retrained": name == "retrained"}, experiment.downstream(stage)["cascade"].result
+
+
+def minutes_rows(runs: str | Path) -> Rows:
+    """Minutes and memory of all finished stages, by experiment, profile and stage."""
+    return minutes_per_stage(provenance_table(runs)).reset_index().rename(columns={"stages": "runs"}).to_dict("records")
+
+
+def _about(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    return {"experiment": experiment.name, "profile": experiment.profile} | cell.place
+
+
+def saved_score(experiment: Experiment, cell: Cell, retrained: bool, folder: str | Path | None = None) -> float | None:
+    """The score of a resolved cell in `folder/results.csv`, by default the committed one in `paper_figures`; None if it
+    is not there, or if the cell is not the experiment's own way. For notebooks to compare a score with."""
+    root = checkout()
+    path = Path(folder or (root or Path()) / "paper_figures", "results.csv")
+    if not path.is_file() or not is_own(experiment, cell):
+        return None
+    rows = pd.read_csv(path)
+    for column, value in (_about(experiment, cell) | {"retrained": retrained}).items():
+        rows = rows[rows[column].isna() if value is None else rows[column].astype(type(value)) == value]
+    rows = rows[rows.variant.isna()]
+    return None if rows.empty else float(rows.score.iloc[0])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m lfpr collect --grid FILE.yaml:NAME --out FOLDER`: write the tables, name what is missing."""
+    root = checkout() or Path()
+    options = argparse.ArgumentParser(prog="lfpr collect", description=__doc__.split("\n")[0])
+    options.add_argument("--grid", default=f"{root / 'workflow/grid.yaml'}:default", help="FILE.yaml:NAME")
+    options.add_argument("--runs", default=str(root / "runs"), help="folder of the runs")
+    options.add_argument("--data", default="", help="the folder of the user's own files, for the profile full")
+    options.add_argument("--out", default=str(root / "runs" / "paper"), help="folder of the tables")
+    options.add_argument("--stamp", help="file to write when done, with the numbers of rows")
+    chosen = options.parse_args(arguments)
     torch.set_num_threads(1)
-    grid = load_grid(arguments.grid)
-    tables = collect(grid, arguments.runs, arguments.data)
-    write(tables, arguments.out)
+    tables, missing = collect(load_grid(chosen.grid), chosen.runs, chosen.data)
+    write_tables(tables, chosen.out)
     rows = {name: len(table) for name, table in tables.items()}
-    if arguments.stamp:
-        write_json(arguments.stamp, rows)
-    print(f"{arguments.out}: {rows}")
+    print(f"{chosen.out}: {rows}")
+    for name in missing:
+        print(f"not finished: {name}", file=sys.stderr)
+    if chosen.stamp:
+        write_json(chosen.stamp, {"rows": rows, "missing": missing})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from lfpr.cost import LinearCost, ParameterCost
+from lfpr.experiments.cell import Cell
+from lfpr.experiments.experiment import Experiment
 from lfpr.experiments.grid import STAGES
 from lfpr.experiments.runs import Stage, Unfinished
 from lfpr.masks import Importance, Masks
@@ -34,14 +36,14 @@ KEPT, CUT = "#0173b2", "#e3e6ea"
 class Explorer:
     """Masks, cost and scores of one experiment (`lfpr.open_experiment`) by method, constraint and seed."""
 
-    def __init__(self, experiment) -> None:
+    def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self._importance: dict[tuple, Importance] = {}
-        self._masks: dict[tuple, Masks] = {}
+        self._masks: dict[Cell, Masks] = {}
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return tuple(self.experiment.methods)
+        return self.experiment.spec.methods
 
     @cached_property
     def costs(self) -> dict[str, LinearCost]:
@@ -50,20 +52,20 @@ class Explorer:
         return {cost.unit: cost for cost in costs}
 
     def masks(self, method: str, constraint: float, seed: int = 0) -> Masks:
-        """Heads [L, H] and neurons [L, N]: of the retrained or pruned model in `runs/`, else what the search finds.
+        """Heads [L, H] and neurons [L, N]: of the retrained or pruned model in `runs/`, else what the search keeps.
 
-        Raises `ValueError` naming a bad argument, or the smallest constraint that can be met.
+        Raises ValueError naming a bad argument, or the smallest constraint that can be met.
         """
+        cell = Cell(method, constraint, seed=seed)
         for name in reversed(STAGES):
             stage = self.stage(name, method, constraint, seed)
             if stage:
                 return Masks.load(stage.folder / "masks.safetensors")
-        key = method, constraint, seed
-        if key not in self._masks:
+        if cell not in self._masks:
             if (method, seed) not in self._importance:
-                self._importance[method, seed] = self.experiment.importance(method, seed)
-            self._masks[key] = self.experiment.masks(self._importance[method, seed], method, "sum", constraint)
-        return self._masks[key]
+                self._importance[method, seed] = self.experiment.importance(cell)
+            self._masks[cell] = self.experiment.search(self._importance[method, seed], cell)
+        return self._masks[cell]
 
     def kept(self, masks: Masks) -> dict[str, float]:
         """The share of the encoder that `masks` keep, by unit of cost."""
@@ -71,8 +73,10 @@ class Explorer:
 
     def stage(self, name: str, method: str, constraint: float, seed: int = 0, compute: bool = False) -> Stage | None:
         """The stage "pruned" or "retrained"; None if it is not in `runs/`, unless it is to be computed."""
+        if name == "retrained" and not self.experiment.spec.ways:
+            return None
         build = {"pruned": self.experiment.prune, "retrained": self.experiment.retrain}[name]
-        return self._load(lambda: build(method=method, constraint=constraint, seed=seed), compute)
+        return self._load(lambda: build(Cell(method, constraint, seed=seed)), compute)
 
     def unpruned(self, compute: bool = False) -> Stage | None:
         """The unpruned model's score; None if it is not in `runs/`, unless it is to be computed."""

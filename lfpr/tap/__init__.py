@@ -1,16 +1,15 @@
-"""TAP: the model, its published data and checkpoint formats, its metrics, and LFPR's label-free objective."""
+"""TAP: the model, its data and checkpoint formats, its metrics, and LFPR's label-free objective."""
 
-from lfpr.experiments.schedule import schedule
 from lfpr.files import CheckpointError
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPDataset, batches, check
-from lfpr.tap.evaluate import answers, compare, evaluate, first_scores
-from lfpr.tap.label_free import decoding_loss, label_free, labelled, peak_step, peak_steps
+from lfpr.tap.evaluate import answers, compare, evaluate, first_logits, write_evalai
 from lfpr.tap.layout import InputSizes
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, TAPConfig
-from lfpr.tap.published import load_published, save_published
-from lfpr.tap.text import AnswerVocab, FastText, HashedNgrams, WordPieces, decode, phoc
+from lfpr.tap.objectives import decoding_loss, label_free, labelled, peak_step, peak_steps
+from lfpr.tap.text import AnswerVocab, WordPieces, decode, phoc
+from lfpr.tap.vectors import FastText, HashedNgrams
 
 __all__ = [
     "TAP",
@@ -30,16 +29,14 @@ __all__ = [
     "decode",
     "decoding_loss",
     "evaluate",
-    "first_scores",
+    "first_logits",
     "label_free",
     "labelled",
-    "load_published",
     "peak_step",
     "peak_steps",
     "phoc",
     "read_checkpoint",
-    "save_published",
-    "schedule",
     "stvqa_accuracy",
     "vqa_accuracy",
+    "write_evalai",
 ]

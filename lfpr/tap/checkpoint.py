@@ -1,4 +1,4 @@
-"""Reading checkpoints of tensors: published `.ckpt`/`.pth` files and `.safetensors`; pickled code never runs."""
+"""Reading checkpoints of tensors: released `.ckpt`/`.pth` files and `.safetensors`; pickled code never runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist (data/README.md says where to get the published ones)")
+        raise CheckpointError(f"checkpoint {path} does not exist (data/README.md says where to get the released ones)")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)

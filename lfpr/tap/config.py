@@ -9,7 +9,7 @@ from transformers import BertConfig
 
 @dataclass(frozen=True)
 class TAPConfig:
-    """Sizes of a TAP model; the defaults are the published 4-layer TAP. `text_layers=0, mmt_layers=12` is TAP12.
+    """Sizes of a TAP model; the defaults are the released 4-layer TAP. `text_layers=0, mmt_layers=12` is TAP12.
 
     Raises ValueError naming a field that is too small, or a hidden size that is no multiple of the heads.
     """
@@ -27,7 +27,7 @@ class TAPConfig:
     feature_size: int = 2048
     fasttext_size: int = 300
     phoc_size: int = 604
-    order_size: int = 100  # zeros at the end of the OCR input, kept for the published weights' shape
+    order_size: int = 100  # zeros at the end of the OCR input, kept for the released weights' shape
     decoding_steps: int = 12
     bos_index: int = 1
     eos_index: int = 2
@@ -46,7 +46,7 @@ class TAPConfig:
 
     @property
     def ocr_size(self) -> int:
-        """Width of the OCR input: FastText, PHOC, appearance, zeros (3052 as published)."""
+        """Width of the OCR input: FastText, PHOC, appearance, zeros (3052 as released)."""
         return self.fasttext_size + self.phoc_size + self.feature_size + self.order_size
 
     def to_dict(self) -> dict:

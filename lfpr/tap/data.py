@@ -1,4 +1,4 @@
-"""TAP's published files -> batches of tensors for the model.
+"""TAP's released files -> batches of tensors for the model.
 
 Files are read when needed and a few images are kept; `preload` keeps everything in memory, compactly, for data sets
 that fit. A batch is gathered at once rather than collated from samples: padding and word vectors are most of it.
@@ -48,7 +48,7 @@ class TAPDataset(Dataset):
     follow `sizes`.
 
     `labels` replaces the human answers and keeps only the questions it has: a dict (or a JSON file) from question id
-    to a predicted index sequence or an answer string, or a published `train_pred_XXpct.npy`, itself an imdb.
+    to a predicted index sequence or an answer string, or a released `train_pred_XXpct.npy`, itself an imdb.
     `indices` select questions of the imdb, `limit` at most so many, the first ones. `embed` gives the OCR word
     vectors; by default FastText's file under `root`. `text_vocab`, `answer_vocab` and `image_folder` are files
     other than those under `root`. `seed` samples each question's spelling anew for each `set_epoch`; None makes
@@ -86,20 +86,20 @@ class TAPDataset(Dataset):
         self.seed, self._embed, self._words = seed, embed, None
         if embed is not None and embed.dim != self.sizes.fasttext_size:
             raise ValueError(f"embed.dim = {embed.dim}: sizes.fasttext_size is {self.sizes.fasttext_size}")
-        published = isinstance(labels, str | Path) and Path(labels).suffix == ".npy"
-        self.path = Path(labels) if published else self.root / self.layout.imdb
+        labels_are_imdb = isinstance(labels, str | Path) and Path(labels).suffix == ".npy"
+        self.path = Path(labels) if labels_are_imdb else self.root / self.layout.imdb
         records = read_imdb(self.path)
         if indices is not None and limit is not None:
             raise ValueError("indices and limit: give one of them")
-        chosen = range(len(records))[:limit] if indices is None else indices
-        outside = [i for i in chosen if not 0 <= i < len(records)]
-        if outside or not len(chosen) or (limit is not None and limit < 1):
+        selected = range(len(records))[:limit] if indices is None else indices
+        outside = [i for i in selected if not 0 <= i < len(records)]
+        if outside or not len(selected) or (limit is not None and limit < 1):
             asked = outside[:3] or limit or "none"
             raise ValueError(f"indices or limit: {self.path} has {len(records)} questions, asked for {asked}")
-        self.records = [records[i] for i in chosen]
+        self.records = [records[i] for i in selected]
         self.pieces = text.WordPieces(text_vocab or self.root / TEXT_VOCAB)
         self.vocab = text.AnswerVocab(answer_vocab or self.root / self.layout.answers)
-        self.labels = None if published or labels is None else _labels(labels)
+        self.labels = None if labels_are_imdb or labels is None else _labels(labels)
         if self.labels is not None:
             self.records = [r for r in self.records if str(r["question_id"]) in self.labels]
             if not self.records:
@@ -163,11 +163,11 @@ class TAPDataset(Dataset):
     def _image_file(self, record: dict) -> Path | None:
         """By its path or its id, itself or in the folders into which TextVQA's archives are unpacked."""
         name = record["image_path"] or record["image_id"]
-        places = [str(name), *(f"{folder}{record['image_id']}" for folder in ("", "train_images/", "test_images/"))]
+        stems = [str(name), *(f"{folder}{record['image_id']}" for folder in ("", "train_images/", "test_images/"))]
         files = (
-            folder / f"{place}{suffix}"
+            folder / f"{stem}{suffix}"
             for folder in self.image_folders
-            for place in places
+            for stem in stems
             for suffix in ("", ".jpg", ".png")
         )
         return next((file for file in files if file.is_file()), None)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from lfpr.cost import MacCost
 from lfpr.encoder import prunable
-from lfpr.experiments.runs import write_json
-from lfpr.latency.cost import take_turns
+from lfpr.files import write_json
+from lfpr.latency.compare import side_by_side
 from lfpr.tap.data import TAPBatch, TAPDataset, batches
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, Batch
@@ -23,19 +20,19 @@ METRICS = {"textvqa": {"score": vqa_accuracy}, "stvqa": {"score": stvqa_accuracy
 """Data set -> its metrics in 0 … 1: VQA accuracy of TextVQA; accuracy and ANLS of ST-VQA."""
 
 
-def answers(scores: Tensor, batch: TAPBatch) -> list[Answer]:
-    """The answers of greedy decoding with `scores` [B, T, V + num_ocr], and whether each word is copied (`Answer`).
+def answers(logits: Tensor, batch: TAPBatch) -> list[Answer]:
+    """The answers of greedy decoding with `logits` [B, T, V + num_ocr], and whether each word is copied (`Answer`).
 
     `batch` is one of `lfpr.tap.batches`: it knows the vocabulary and each question's OCR tokens. Raises ValueError
-    for another dict of tensors, and if `scores` are of another shape.
+    for another dict of tensors, and if `logits` are of another shape.
     """
     tokens, vocab = getattr(batch, "ocr_tokens", None), getattr(batch, "vocab", None)
     if tokens is None or vocab is None:
         raise ValueError(f"batch: a {type(batch).__name__} without words, expected a TAPBatch as the loader makes it")
     classes = len(vocab) + batch["ocr_boxes"].shape[1]
-    if scores.ndim != 3 or (len(scores), scores.shape[2]) != (len(tokens), classes):
-        raise ValueError(f"scores: expected shape [{len(tokens)}, T, {classes}], got {list(scores.shape)}")
-    return [decode(row, words, vocab) for row, words in zip(scores.argmax(-1).tolist(), tokens, strict=True)]
+    if logits.ndim != 3 or (len(logits), logits.shape[2]) != (len(tokens), classes):
+        raise ValueError(f"logits: expected shape [{len(tokens)}, T, {classes}], got {list(logits.shape)}")
+    return [decode(row, words, vocab) for row, words in zip(logits.argmax(-1).tolist(), tokens, strict=True)]
 
 
 def predict(model: TAP, data: TAPDataset, batch_size: int) -> list[Answer]:
@@ -52,9 +49,9 @@ def evaluate(model: TAP, data: TAPDataset, batch_size: int) -> dict:
     expected = [record["answers"] for record in data.records]
     if not all(expected):
         raise ValueError(f"{data.path}: {expected.count([])} of {len(data)} questions have no answers to score with")
-    given = [answer.text for answer in predict(model, data, batch_size)]
+    predictions = [answer.text for answer in predict(model, data, batch_size)]
     metrics = METRICS[data.dataset]
-    return {name: metric(given, expected) for name, metric in metrics.items()} | {"questions": len(given)}
+    return {name: metric(predictions, expected) for name, metric in metrics.items()} | {"questions": len(predictions)}
 
 
 def evalai(answers: Sequence[Answer], data: TAPDataset) -> list[dict]:
@@ -81,8 +78,8 @@ def write_evalai(path: str | Path, answers: Sequence[Answer], data: TAPDataset) 
     write_json(path, evalai(answers, data))
 
 
-def first_scores(model: TAP, batch: Batch) -> Tensor:
-    """Scores [B, 2, V + num_ocr] of the first two decoding steps: what `lfpr.verify_equivalent` compares of TAPs."""
+def first_logits(model: TAP, batch: Batch) -> Tensor:
+    """Logits [B, 2, V + num_ocr] of the first two decoding steps: what `lfpr.verify_equivalent` compares of TAPs."""
     return model.generate(batch, 2)[0]
 
 
@@ -92,17 +89,7 @@ def compare(models: dict[str, TAP], batch: Batch, repeats: int = 7) -> dict[str,
 
     MACs are for one question at the batch's mean number of input positions plus all decoding steps.
     """
-    questions = len(batch["num_ocr"])
-    positions = int(batch["num_obj"].sum() + batch["num_ocr"].sum() + (batch["text"] != 0).sum())
-    seconds = take_turns({name: partial(model.generate, batch) for name, model in models.items()}, repeats)
-    table = {}
-    for name, model in models.items():
-        encoder = prunable(model)
-        cost = MacCost(encoder, round(positions / questions) + model.config.decoding_steps)
-        table[name] = {
-            "parameters": encoder.num_parameters,
-            "macs": cost.of(sum(encoder.heads_per_layer), sum(encoder.neurons_per_layer)),
-            "megabytes": sum(p.numel() * 4 for p in model.parameters()) / 1e6,
-            "ms_per_question": 1000 * float(np.median(seconds[name])) / questions,
-        }
-    return table
+    questions, model = len(batch["num_ocr"]), next(iter(models.values()))
+    inputs = int(batch["num_obj"].sum() + batch["num_ocr"].sum() + (batch["text"] != 0).sum())
+    length = round(inputs / questions) + model.config.decoding_steps
+    return side_by_side(models, lambda tap: tap.generate(batch), prunable, length, questions, "question", repeats)

@@ -1,4 +1,4 @@
-"""Where TAP's published files are and what is in them: annotations (imdb), object and OCR features of images.
+"""Where TAP's released files are and what is in them: annotations (imdb), object and OCR features of images.
 
 The layout is that of `microsoft/TAP` (see data/README.md). An imdb lists questions; features of an image are
 `PATH.npy` [n, F] with boxes and names in `PATH_info.npy`, once for objects and once for OCR. OCR tokens come from
@@ -24,7 +24,7 @@ FASTTEXT = ".vector_cache/wiki.en.bin"
 
 @dataclass(frozen=True)
 class InputSizes:
-    """Lengths and widths of the model's inputs; the defaults are the published ones.
+    """Lengths and widths of the model's inputs; the defaults are the released ones.
 
     `question_tokens`, `ocr_tokens_text` and `obj_tokens_text` count word pieces. Raises ValueError naming a field
     that is not an integer of at least 1, or a `phoc_size` that is not PHOC's.
@@ -47,11 +47,6 @@ class InputSizes:
                 raise ValueError(f"InputSizes.{field.name} = {value!r}: must be an integer of at least 1")
         if self.phoc_size != PHOC_SIZE:
             raise ValueError(f"InputSizes.phoc_size = {self.phoc_size}: PHOC has {PHOC_SIZE} positions")
-
-    @property
-    def text_lengths(self) -> tuple[int, int, int]:
-        """Word pieces of the question, of all OCR tokens and of all object names."""
-        return self.question_tokens, self.ocr_tokens_text, self.obj_tokens_text
 
 
 class Layout(NamedTuple):
@@ -84,12 +79,6 @@ def _layouts() -> dict[tuple[str, str], Layout]:
 
 LAYOUTS = _layouts()
 """(dataset, split) -> Layout. `score` is the 3,000 training questions that LFPR computes importances from."""
-
-
-def predicted_labels(dataset: str, model: str, percent: int) -> str:
-    """Where LFPR's published pseudo-labels of `model` ("TAP" or "TAP12") for X % of the training questions are."""
-    folder = Path(LAYOUTS[dataset, "train"].imdb).parent
-    return f"{folder}/{model}_predicted_labels/train_pred_{percent}pct.npy"
 
 
 class Image(NamedTuple):

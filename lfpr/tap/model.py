@@ -4,7 +4,7 @@ A question, the object tags and the OCR tags go through TextBERT; objects and OC
 multimodal transformer (MMT) reads all of them and decodes an answer step by step, each step choosing a word of a fixed
 vocabulary or copying an OCR token (Hu et al., M4C, CVPR 2020; Yang et al., TAP, CVPR 2021). The MMT is a stack of
 transformers' `BertLayer`, so every pruning call of this package works on it. State-dict names are those of the
-published checkpoints.
+released checkpoints.
 
 Encoder positions never attend to decoding positions, so the encoder part does not depend on the answer: its keys and
 values are computed once per question and kept for all decoding steps. Padding that no sample of a batch uses is cut
@@ -23,30 +23,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig
+from transformers.cache_utils import DynamicCache
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
 from lfpr.files import CheckpointError
+from lfpr.save import MODELS
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.config import TAPConfig
 
 Batch = dict[str, Tensor]
-INVALID = -10000.0  # score of an OCR slot that holds no token, as published
+INVALID = -10000.0  # logit of an OCR slot that holds no token, as released
 
 
 class KeyValueCache:
-    """Keys and values of all positions so far, per layer, in buffers allocated once for the whole decoding.
+    """Keys and values of all positions so far, per layer, in buffers that have room for `steps` decoding positions.
 
-    Has the one method that transformers' attention calls on a cache.
+    Has the one method that transformers' attention calls on a cache. Writes in place, so no gradient flows through it:
+    that is `DynamicCache`'s part, which copies all keys and values at each step (6 % of the time of greedy decoding).
     """
 
-    def __init__(self, positions: int) -> None:
-        self.positions = positions
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         self.layers: dict[int, tuple[Tensor, Tensor, int]] = {}
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Append key and value [B, heads, new, head_dim] of `layer`; return those of all positions so far."""
         if layer not in self.layers:
-            shape = (*key.shape[:2], self.positions, key.shape[3])
+            shape = (*key.shape[:2], key.shape[2] + self.steps, key.shape[3])
             self.layers[layer] = key.new_empty(shape), value.new_empty(shape), 0
         keys, values, length = self.layers[layer]
         end = length + key.shape[2]
@@ -63,7 +66,7 @@ class Encoder(nn.Module):
         self.config = config
         self.layer = nn.ModuleList(BertLayer(config, layer_idx=i) for i in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, cache: DynamicCache | KeyValueCache | None = None) -> Tensor:
         """x [B, positions, D] after all layers; with `cache`, x are further positions after those in it."""
         for layer in self.layer:
             x = layer(x, attention_mask=mask, past_key_values=cache)
@@ -116,8 +119,8 @@ class PreviousPredictions(nn.Module):
         slots = (previous - len(answers)).clamp(0, ocr.shape[1] - 1)
         copies = self.ocr_layer_norm(ocr.gather(1, slots[..., None].expand(-1, -1, ocr.shape[2])))
         positions = torch.arange(start, start + previous.shape[1], device=previous.device)
-        place = self.position_embeddings(positions) + self.token_type_embeddings(copied.long())
-        return torch.where(copied[..., None], copies, words) + self.emb_dropout(self.emb_layer_norm(place))
+        slot = self.position_embeddings(positions) + self.token_type_embeddings(copied.long())
+        return torch.where(copied[..., None], copies, words) + self.emb_dropout(self.emb_layer_norm(slot))
 
 
 class MMT(nn.Module):
@@ -130,7 +133,7 @@ class MMT(nn.Module):
 
 
 class OcrPointer(nn.Module):
-    """Scores of copying each OCR token: scaled dot products of decoder outputs and OCR outputs."""
+    """Logits of copying each OCR token: scaled dot products of decoder outputs and OCR outputs."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -142,12 +145,14 @@ class OcrPointer(nn.Module):
 
 @dataclass
 class Encoded:
-    """What the encoder positions become before the MMT: x [B, S, D], valid [B, S]; OCR tokens are the last `ocr`."""
+    """What the encoder positions become before the MMT, OCR tokens last; and what `TAP.prefill` keeps of them after."""
 
-    x: Tensor
-    valid: Tensor
+    x: Tensor  # [B, S, D]
+    valid: Tensor  # [B, S]
     num_ocr: Tensor  # [B]
     slots: int  # OCR slots that the batch uses
+    cache: DynamicCache | KeyValueCache | None = None  # the MMT's keys and values of all positions so far
+    copy_keys: Tensor | None = None  # the pointer's keys [B, slots, D]
 
     @property
     def ocr(self) -> Tensor:
@@ -157,7 +162,7 @@ class Encoded:
 class TAP(nn.Module):
     """TAP (Yang et al., CVPR 2021) with M4C's decoder (Hu et al., CVPR 2020), on batches of `lfpr.tap.batches`.
 
-    Batches are dicts of the tensors listed at `encode`; scores are logits over V answers and `num_ocr` copies.
+    Batches are dicts of the tensors listed at `encode`; logits are over V answers and `num_ocr` copies.
     """
 
     prunable_path = "mmt.encoder"  # what lfpr.prunable(tap) prunes
@@ -206,7 +211,7 @@ class TAP(nn.Module):
             F.normalize(batch["ocr_phoc"][:, :slots].to(obj.dtype), dim=-1),
             F.normalize(self.ocr_faster_rcnn_fc7(batch["ocr_features"][:, :slots]), dim=-1),
         ]
-        # the published model multiplies order_size zeros by the last columns: leave both out
+        # the released model multiplies order_size zeros by the last columns: leave both out
         linear = self.linear_ocr_feat_to_mmt_in
         used = linear.in_features - self.config.order_size
         ocr = F.linear(torch.cat(ocr, -1), linear.weight[:, :used], linear.bias)
@@ -219,56 +224,73 @@ class TAP(nn.Module):
         return Encoded(x, valid, num_ocr, slots)
 
     def forward(self, batch: Batch, previous: Tensor) -> Tensor:
-        """Teacher-forced scores [B, T, V + num_ocr] after the answers so far, `previous` [B, T], BOS first."""
-        return self.score(self.encode(batch), previous)
-
-    def score(self, encoded: Encoded, previous: Tensor) -> Tensor:
-        """`forward`'s scores [B, T, V + num_ocr] on inputs that `encode` has made."""
-        decoding = self.mmt.prev_pred_embeddings(self.classifier["module"].weight, encoded.ocr, previous)
-        (samples, positions), steps = encoded.valid.shape, previous.shape[1]
-        mask = torch.zeros(samples, 1, positions + steps, positions + steps, dtype=torch.bool, device=previous.device)
-        mask[..., :positions] = encoded.valid[:, None, None]
-        mask[..., positions:, positions:] = torch.ones(steps, steps, dtype=torch.bool, device=previous.device).tril()
-        y = self.mmt.encoder(torch.cat([encoded.x, decoding], 1), mask)
-        keys = self.ocr_ptr_net.key(y[:, positions - encoded.slots : positions])
-        return self._scores(y[:, positions:], keys, encoded)
+        """Teacher-forced logits [B, T, V + num_ocr] after the answers so far, `previous` [B, T], `<s>` first."""
+        return self.decode(self.encode(batch), previous)
 
     @torch.no_grad()
     def generate(self, batch: Batch, steps: int | None = None, stop: bool = False) -> tuple[Tensor, Tensor]:
-        """Greedy decoding: scores [B, T, V + num_ocr] and predictions [B, T] of `steps` steps (default: all).
+        """Greedy decoding: logits [B, T, V + num_ocr] and predictions [B, T] of `steps` steps (default: all).
 
         With `stop`, decoding ends early once every sample has produced `</s>`; T is then the steps done.
         """
         steps = self.config.decoding_steps if steps is None else steps
+        return self.greedy(self.prefill(batch, KeyValueCache(steps)), steps, stop)
+
+    def prefill(self, batch: Batch, cache: DynamicCache | KeyValueCache) -> Encoded:
+        """`encode`, then the MMT over the encoder positions alone, whose keys and values `cache` keeps for `decode`."""
         encoded = self.encode(batch)
-        samples, positions = encoded.valid.shape
-        cache = KeyValueCache(positions + steps)
-        y = self.mmt.encoder(encoded.x, encoded.valid[:, None, None], cache)
-        keys = self.ocr_ptr_net.key(y[:, positions - encoded.slots :])
-        answers = self.classifier["module"].weight
-        mask = torch.cat([encoded.valid, encoded.valid.new_ones(samples, steps)], 1)[:, None, None]
-        token = torch.full((samples, 1), self.config.bos_index, device=answers.device)
-        scores, predictions = [], []
-        ended = torch.zeros(samples, dtype=torch.bool, device=answers.device)
+        encoded.cache = cache
+        y = self.mmt.encoder(encoded.x, encoded.valid[:, None, None], encoded.cache)
+        encoded.copy_keys = self._copy_keys(y, encoded)
+        return encoded
+
+    def decode(self, encoded: Encoded, previous: Tensor, start: int = 0) -> Tensor:
+        """Logits [B, T, V + num_ocr] at decoding positions start … start + T - 1, whose inputs are `previous` [B, T].
+
+        After `prefill` only these positions run, and join those before them in the cache. After `encode` alone, encoder
+        and decoding positions run together in one pass, from `start` 0.
+        """
+        (samples, positions), steps = encoded.valid.shape, previous.shape[1]
+        x = self.mmt.prev_pred_embeddings(self.classifier["module"].weight, encoded.ocr, previous, start)
+        before = encoded.valid.new_ones(steps, start + steps).tril(start).expand(samples, -1, -1)
+        mask = torch.cat([encoded.valid[:, None].expand(-1, steps, -1), before], 2)  # [B, T, S + start + T]
+        if encoded.cache is not None:
+            return self._logits(self.mmt.encoder(x, mask[:, None], encoded.cache), encoded.copy_keys, encoded)
+        inputs = F.pad(encoded.valid, (0, steps))[:, None].expand(-1, positions, -1)  # attend to each other only
+        y = self.mmt.encoder(torch.cat([encoded.x, x], 1), torch.cat([inputs, mask], 1)[:, None])
+        return self._logits(y[:, positions:], self._copy_keys(y[:, :positions], encoded), encoded)
+
+    @torch.no_grad()
+    def greedy(self, encoded: Encoded, steps: int, stop: bool = False) -> tuple[Tensor, Tensor]:
+        """`generate` on what `prefill` has made of a batch, whose cache it extends."""
+        token = self.begin(len(encoded.num_ocr))
+        ended = torch.zeros_like(token[:, 0], dtype=torch.bool)
+        logits, predictions = [], []
         for step in range(steps):
-            x = self.mmt.prev_pred_embeddings(answers, encoded.ocr, token, start=step)
-            y = self.mmt.encoder(x, mask[..., : positions + step + 1], cache)
-            scores.append(self._scores(y, keys, encoded))
-            token = scores[-1].argmax(-1)
+            logits.append(self.decode(encoded, token, step))
+            token = logits[-1].argmax(-1)
             predictions.append(token)
             ended |= token[:, 0] == self.config.eos_index
             if stop and ended.all():
                 break
-        return torch.cat(scores, 1), torch.cat(predictions, 1)
+        return torch.cat(logits, 1), torch.cat(predictions, 1)
 
-    def _scores(self, decoded: Tensor, keys: Tensor, encoded: Encoded) -> Tensor:
+    def begin(self, samples: int) -> Tensor:
+        """The answer so far before the first step: `<s>` for each sample [B, 1]."""
+        return torch.full((samples, 1), self.config.bos_index, device=self.device)
+
+    def _copy_keys(self, y: Tensor, encoded: Encoded) -> Tensor:
+        """The pointer's keys [B, slots, D] of the MMT's outputs at the encoder positions."""
+        return self.ocr_ptr_net.key(y[:, y.shape[1] - encoded.slots :])
+
+    def _logits(self, decoded: Tensor, copy_keys: Tensor, encoded: Encoded) -> Tensor:
         words = self.classifier["module"](decoded)
-        copies = self.ocr_ptr_net(decoded, keys)
+        copies = self.ocr_ptr_net(decoded, copy_keys)
         copies = copies.masked_fill(~_valid(encoded.num_ocr, encoded.slots)[:, None], INVALID)
         return torch.cat([words, F.pad(copies, (0, self.config.num_ocr - encoded.slots), value=INVALID)], -1)
 
     def load_checkpoint(self, path: str | Path) -> TAP:
-        """Load a published checkpoint (`.ckpt`/`.pth`: a state dict, or one under "model") or `.safetensors`.
+        """Load a released checkpoint (`.ckpt`/`.pth`: a state dict, or one under "model") or `.safetensors`.
 
         Entries of other tasks' heads (TAP's pre-training) are left out. Raises `CheckpointError` if the file is
         missing or unreadable, an entry of this model is missing, or a shape differs. Pickled code is never run. Returns
@@ -286,6 +308,9 @@ class TAP(nn.Module):
                 )
         self.load_state_dict({name: state[name] for name in own})
         return self
+
+
+MODELS["TAP"] = lambda config: TAP(TAPConfig.from_dict(config))
 
 
 def _valid(count: Tensor, slots: int) -> Tensor:

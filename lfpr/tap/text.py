@@ -16,8 +16,6 @@ from tokenizers import BertWordPieceTokenizer
 
 from lfpr.files import DataError, existing
 from lfpr.tap.metrics import soft_scores, word_tokenize
-from lfpr.tap.vectors import FastText as FastText
-from lfpr.tap.vectors import HashedNgrams as HashedNgrams
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 BIGRAMS = (
@@ -31,7 +29,7 @@ def _in_regions(start: np.ndarray, end: np.ndarray, level: int) -> np.ndarray:
     """[n, level] bool: at least half of the span start..end lies in each of `level` equal parts of the word."""
     edges = np.arange(level + 1, dtype=np.float32) / np.float32(level)
     overlap = np.minimum(end[:, None], edges[1:]) - np.maximum(start[:, None], edges[:-1])
-    return overlap / (end - start)[:, None] >= 0.5  # in float32 like the published code: ties decide
+    return overlap / (end - start)[:, None] >= 0.5  # in float32 like the released code: ties decide
 
 
 @lru_cache(maxsize=1 << 16)
@@ -67,7 +65,7 @@ def read_words(path: Path) -> list[str]:
 
 
 class WordPieces:
-    """BERT's uncased word pieces from a `vocab.txt` (or the folder that holds it); calling it gives TAP's text input.
+    """BERT's uncased word pieces from a `vocab.txt` (or the folder that holds it).
 
     Raises FileNotFoundError, and DataError if [PAD] is not piece 0 or [UNK], [CLS] or [SEP] is absent.
     """
@@ -97,18 +95,6 @@ class WordPieces:
             ids[0] = self._separator
         return ids
 
-    def __call__(
-        self,
-        question: str,
-        ocr_tokens: Sequence[str],
-        object_names: Sequence[str],
-        lengths: tuple[int, int, int] = (20, 100, 50),
-    ) -> np.ndarray:
-        """TAP's text input, int64 [sum(lengths)]: a stretch each of question, all OCR tokens, all object names."""
-        texts = question, " ".join(ocr_tokens), " ".join(object_names)
-        parts = [self.encode(t, n, first_part=i == 0) for i, (t, n) in enumerate(zip(texts, lengths, strict=True))]
-        return np.concatenate(parts)
-
 
 class AnswerVocab:
     """The fixed answer vocabulary, a word a line: `words`, `index`, and indices `pad`, `bos`, `eos`, `unk`.
@@ -133,7 +119,7 @@ class AnswerVocab:
     def spell(self, answer: str, ocr_tokens: Sequence[str], limit: int = 20) -> list[tuple[int, ...]]:
         """Index sequences that write `answer`: each word from the vocabulary or from any equal OCR token.
 
-        At most `limit` of them, as published; none if a word is neither in the vocabulary nor among the tokens.
+        At most `limit` of them, as released; none if a word is neither in the vocabulary nor among the tokens.
         """
         sequences: list[tuple[int, ...]] = [()] if answer.split() else []
         for word in answer.split():
@@ -203,38 +189,6 @@ def write_targets(spelled: Spellings, vocab: AnswerVocab, targets, previous, los
         targets[t, index] = 1
 
 
-def answer_targets(
-    answers: Sequence[str],
-    ocr_tokens: Sequence[str],
-    vocab: AnswerVocab,
-    num_ocr: int = 100,
-    steps: int = 12,
-    rng: np.random.Generator | None = None,
-) -> dict[str, np.ndarray]:
-    """Teacher-forcing targets of one question (M4C): one spelling is sampled, the first step is soft over all of them.
-
-    Returns `targets` float32 [steps, V + num_ocr], `previous` int64 [steps] (the input indices, `<s>` first) and
-    `loss_mask` float32 [steps] (1 up to and including `</s>`; all 0 if no answer can be written). `rng` samples
-    the spelling; without it, the choice that LFPR's code makes. `ocr_tokens` are normalised (`word_tokenize`) and
-    at most `num_ocr`.
-    """
-    if len(ocr_tokens) > num_ocr or steps < 1:
-        raise ValueError(
-            f"num_ocr, steps: {len(ocr_tokens)} OCR tokens need num_ocr >= that, got {num_ocr}; steps {steps}"
-        )
-    targets = np.zeros((steps, len(vocab) + num_ocr), np.float32)
-    previous, loss_mask = np.zeros(steps, np.int64), np.zeros(steps, np.float32)
-    write_targets(
-        spellings(answers, ocr_tokens, vocab),
-        vocab,
-        targets,
-        previous,
-        loss_mask,
-        None if rng is None else rng.random(),
-    )
-    return {"targets": targets, "previous": previous, "loss_mask": loss_mask}
-
-
 class Answer(NamedTuple):
     """A model's answer: its `text`, and each word with its source, "vocabulary" or "ocr" (copied from a token)."""
 
@@ -249,7 +203,7 @@ def decode(predictions: Sequence[int], ocr_tokens: Sequence[str], vocab: AnswerV
     """The answer that indices [T] write up to the first `</s>`: its `text`, and `words` with their sources.
 
     Index i < V is word i of `vocab`, V + j a copy of OCR token j; of a padded OCR position it reads `<pad>`, as
-    published. Raises ValueError for a negative index.
+    released. Raises ValueError for a negative index.
     """
     words = []
     for index in map(int, predictions):

@@ -52,7 +52,7 @@ class HashedNgrams:
 
 MAGIC, VERSION = 793712314, 12
 ARGUMENTS = struct.Struct("<14id")  # magic, version, 12 numbers of the training, the sampling threshold
-DIM, BUCKETS, SHORTEST, LONGEST = 2, 10, 11, 12  # places of what is needed among them
+DIM, BUCKETS, SHORTEST, LONGEST = 2, 10, 11, 12  # indices of what is needed among them
 ENTRIES = struct.Struct("<3i2q")  # entries, words, labels, tokens seen, rows kept of a pruned model
 INPUTS = struct.Struct("<?2q")  # whether quantised, rows, columns
 
@@ -117,19 +117,19 @@ def fasttext(path: Path) -> FastText:
     return FastText(path)
 
 
-def _dictionary(data: mmap.mmap, place: int, entries: int) -> tuple[dict[bytes, int], int]:
+def _dictionary(data: mmap.mmap, start: int, entries: int) -> tuple[dict[bytes, int], int]:
     """The number of each word (of a supervised model: and label), and where the dictionary ends.
 
     An entry is the text, a zero, eight bytes of how often it occurred, and one that tells words from labels.
     """
     ids = {}
     for number in range(entries):
-        end = data.find(b"\0", place)
+        end = data.find(b"\0", start)
         if end < 0:
             raise ValueError(f"it ends after {number} of {entries} words")
-        ids[data[place:end]] = number
-        place = end + 10
-    return ids, place
+        ids[data[start:end]] = number
+        start = end + 10
+    return ids, start
 
 
 def _hash(text: str) -> int:

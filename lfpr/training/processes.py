@@ -43,7 +43,7 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def accelerator(mixed_precision: str = "no"):
+def find_accelerator(mixed_precision: str = "no"):
     """An `accelerate.Accelerator`, or `OneProcess` where that does the same.
 
     Raises `ValueError` for fp16 on a CPU, or if the running Python process has already used another precision.
@@ -98,10 +98,10 @@ def gather(value: T) -> list[T]:
     return gather_object([value])
 
 
-def add_gradients(parameters: Sequence[nn.Parameter], place) -> None:
+def add_gradients(parameters: Sequence[nn.Parameter], accelerator) -> None:
     """Sum the gradients over all processes, in one exchange; a missing one counts as zeros."""
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    total = place.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
+    total = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
     for p, part in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
         p.grad = part.view_as(p)
 
@@ -122,14 +122,14 @@ def plan(batches: Iterable) -> list | None:
     return order
 
 
-def shares(batches: Iterable, order: list | None, start: int, place) -> Iterator[tuple[Any, bool]]:
+def shares(batches: Iterable, order: list | None, start: int, accelerator) -> Iterator[tuple[Any, bool]]:
     """This process's share of each batch from number `start` on, and whether it counts.
 
     `order` is the batches' `plan`: of a DataLoader, only the share is read, and nothing of the batches before
     `start`. Other batches are tensors, or mappings, lists or tuples of them, whose first dimension is the samples. A
     batch with fewer samples than processes gives some of them a sample that does not count.
     """
-    rank, count = place.process_index, place.num_processes
+    rank, count = accelerator.process_index, accelerator.num_processes
     if order and isinstance(order[0], list):
         own = [rows[rank::count] or rows[:1] for rows in order[start:]]
         return zip(_reading(batches, own), (rank < len(rows) for rows in order[start:]), strict=True)

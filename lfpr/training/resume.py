@@ -1,7 +1,12 @@
 """Checkpoints of an interrupted training: one file, written whole or not at all, read without running code from it.
 
-Beside the tensors a checkpoint has the state of all random number generators, and what it must agree in with the
-training that continues from it.
+Beside the tensors a checkpoint has the log, the state of all random number generators, and what it must agree in with
+the training that continues from it.
+
+Not accelerate's own `save_state` and `load_state` (as of 1.15): they need accelerate, which training on one CPU does
+not import; they write a file per part, so that a run killed half-way leaves a mixture; random states that cannot be
+read are passed over with a note in the log; and objects registered with them, as masks and log would have to be, are
+read by `load_custom_state` with `weights_only=False`, which runs code from the file.
 """
 
 from __future__ import annotations
@@ -32,8 +37,8 @@ def load_checkpoint(folder: str | Path, about: dict) -> dict | None:
         return None
     advice = "remove the folder to start anew"
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        described, state = found["about"], found["state"]
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        described, state = saved["about"], saved["state"]
     except Exception as error:  # torch raises many kinds for a file that is cut, or that is no checkpoint at all
         raise ValueError(f"checkpoint {path} cannot be read ({error}); {advice}") from error
     for name, wanted in about.items():

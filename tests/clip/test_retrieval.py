@@ -11,6 +11,7 @@ import small_models as small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lfpr.paper.released_masks import published_masks, published_scales
 from reference import rules
 from torch.nn import functional as F
 
@@ -21,10 +22,9 @@ from lfpr.experiments import controls
 from lfpr.gradients import collect_gradients
 from lfpr.importance import magnitude
 from lfpr.masks import Importance, Masks
-from lfpr.paper.released_masks import published_masks, published_scales
-from lfpr.retrain import ReSt
 from lfpr.search import search_proportional
 from lfpr.shrink import shrink
+from lfpr.training.retrain import ReSt
 
 CAPTIONED = "original_caption_to_image.json"  # of the package eccv_caption: caption id -> image ids
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lfpr import released
 from lfpr.cost import LinearCost, ParameterCost
 from lfpr.encoder import prunable
 from lfpr.gradients import MaskGradients, collect_gradients
@@ -121,5 +122,5 @@ def test_files_of_masks_scores_and_gradients_round_trip(kind, sizes, dtype, seed
         assert type(loaded) is kind and loaded.equal(value)
         assert loaded.heads.dtype == loaded.neurons.dtype == dtype
         if kind is Masks:
-            value.save_published(folder)
-            assert Masks.from_published(folder).equal(value.to(torch.float32))
+            released.save_masks(value, folder)
+            assert released.load_masks(folder).equal(value.to(torch.float32))

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import rules
 
-from lfpr.encoder import UnsupportedArchitecture, prunable
+from lfpr.encoder import prunable
+from lfpr.families import UnsupportedArchitecture
 from lfpr.layerwise import Spool, attention_weights
 from lfpr.masks import Masks
 from lfpr.rescale import rescale
@@ -19,60 +20,9 @@ from lfpr.shrink import shrink, verify_equivalent
 from lfpr.tap.model import TAP, TAPConfig
 
 
-def reference(name):
-    """Model that is called, its encoder, batches of 8, and the published masks by name and constraint."""
-    arrays = np.load(small.REFERENCE / f"{name}_seed7.npz")
-    if name == "bert":
-        model, inputs = small.reference_bert(), rules.bert_inputs(7)
-    else:
-        model, inputs = small.reference_clip().vision_model, {"pixel_values": rules.clip_inputs(7)["pixel_values"]}
-    batches = [{key: torch.from_numpy(value[i : i + 8]) for key, value in inputs.items()} for i in range(0, 64, 8)]
-
-    def masks(kind, constraint):
-        return Masks(*(torch.from_numpy(arrays[f"{kind}_{constraint}_{part}"]) for part in ("head", "neuron")))
-
-    return model, prunable(model), batches, masks
-
-
 @pytest.fixture(scope="module")
 def bert():
-    return reference("bert")
-
-
-@pytest.mark.parametrize("name", ["bert", "clip"])
-def test_published_rescaling_equals_the_published_masks(name):
-    model, encoder, batches, masks = reference(name)
-    for constraint in (0.3, 0.5, 0.7):
-        teacher = masks("teacher", constraint) if name == "bert" else None
-        found = rescale(
-            encoder, masks("rearranged", constraint), batches, lambda b: model(**b), teacher=teacher, published=True
-        )
-        expected = masks("rescaled", constraint)
-        torch.testing.assert_close(found.heads, expected.heads, rtol=0, atol=1e-4)
-        torch.testing.assert_close(found.neurons, expected.neurons, rtol=0, atol=1e-4)
-
-
-def test_published_rescaling_stops_for_good_at_a_wild_scale(bert):
-    model, encoder, batches, masks = bert
-    one = masks("rearranged", 0.5)
-    one.neurons[1] = 0
-    one.neurons[1, 0] = 1  # a single neuron, which is solved without damping
-    with torch.no_grad():
-        encoder.parts[1].ffn_out.weight[:, 0] *= 1e-3
-    try:
-        teacher, forward = masks("teacher", 0.5), lambda b: model(**b)
-        found = rescale(encoder, one, batches, forward, teacher, published=True)
-        sane = rescale(encoder, one, batches, forward, teacher, ridge=0)
-        fork = rescale(encoder, one, batches, forward, published=True)
-    finally:
-        with torch.no_grad():
-            encoder.parts[1].ffn_out.weight[:, 0] *= 1e3
-    assert [(fit.layer, fit.part) for fit in found.report][-1] == (1, "neurons") and len(found.report) == 4
-    assert "the published code stops here" in found.report[-1].declined
-    assert torch.equal(found.heads[2:], one.heads[2:]) and torch.equal(found.neurons[1:], one.neurons[1:])
-    assert not torch.equal(found.neurons[0], one.neurons[0])
-    assert len(fork.report) == 8 and fork.neurons.abs().max() > 10  # no limit
-    assert len(sane.report) == 8 and sane.neurons.abs().max() <= 10 and sane.report[3].ridge > 0
+    return small.reference("bert")
 
 
 def sums(model, family, layer, masks, inputs):

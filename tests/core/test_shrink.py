@@ -1,7 +1,11 @@
 """The shrunk model against the masked one, on every family; saving and loading pruned models."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import rules
 
-from lfpr.encoder import UnsupportedArchitecture, prunable
+import lfpr
+from lfpr.encoder import prunable
+from lfpr.families import UnsupportedArchitecture
 from lfpr.masks import Masks
 from lfpr.save import MODELS, load_pruned, save_pruned
 from lfpr.shrink import NotEquivalent, fold, shrink, verify_equivalent
@@ -179,6 +185,20 @@ def test_tap_comes_back(tmp_path):
     loaded = load_pruned(tmp_path)
     assert loaded.config == config and prunable(loaded).heads_per_layer == prunable(pruned).heads_per_layer
     assert all(torch.equal(value, pruned.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_tap_comes_back_where_nothing_else_imported_it(tmp_path):
+    config = TAPConfig(text_layers=1, mmt_layers=1, text_vocab_size=50, num_answers=9, hidden_size=24, num_heads=3)
+    save_pruned(TAP(config), tmp_path)
+    code = f"import lfpr, sys; assert 'lfpr.tap' not in sys.modules; print(type(lfpr.load_pruned({str(tmp_path)!r})))"
+    environment = os.environ | {"PYTHONPATH": str(Path(lfpr.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.strip() == "<class 'lfpr.tap.model.TAP'>", done.stderr[-2000:]
+    text = (tmp_path / "pruning.json").read_text()
+    for module in ("os", "lfpr", "lfpr.none", "lfpr.tap; import os", "tests.small_tap"):
+        (tmp_path / "pruning.json").write_text(text.replace("lfpr.tap.model", module).replace('"TAP"', '"Unknown"'))
+        with pytest.raises(ValueError, match="cannot build the class 'Unknown'"):
+            load_pruned(tmp_path)
 
 
 def test_only_known_classes_are_built(tmp_path, monkeypatch):

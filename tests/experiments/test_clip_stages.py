@@ -7,20 +7,23 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 import lfpr
-from lfpr.clip import coco, distil
-from lfpr.experiments import clip_pruning as pruning
+from lfpr.clip import coco
+from lfpr.experiments import Cell, studies
+from lfpr.experiments import clip as clip_module
+from lfpr.experiments.clip import CLIPTask
 from lfpr.experiments.clip_baselines import write_processor
-from lfpr.experiments.clip_settings import CONTROLS, METHODS, SETTINGS
+from lfpr.experiments.specs import SPECS
 from lfpr.files import CheckpointError
 from lfpr.mini.coco import captions, scene, write_coco
-from lfpr.paper.released_masks import published_scales
 
+SPEC = SPECS["clip-mscoco"]
 SMALL = {
     "train_images": 36, "val_images": 20, "num_samples": 24, "score_batch": 8, "rescale_samples": 8, "rescale_batch": 4,
     "retrain_batch": 8, "retrain_passes": 1.1, "checkpoint_every": 2, "eval_batch": 8, "shortlist": 4,
@@ -58,10 +61,10 @@ def clip(runs, folder):
 
 
 def test_baseline_and_check(clip):
-    assert clip.check("val")["images"] == 20 and clip.check("train", limit=3)["checked"] == 3
+    assert clip.task.check("val")["images"] == 20 and clip.task.check("train", limit=3)["checked"] == 3
     baseline = clip.baseline().result
     assert baseline["questions"] == 20 and {"score", "r5", "r10", "i2t_r1"} <= set(baseline)
-    assert clip.evaluate(clip.model) == baseline
+    assert clip.task.evaluate(clip.model) == baseline
     every = clip.with_settings(eval_captions="all")
     assert every.model is clip.model and every.baseline().result["questions"] == 100
     part = clip.with_settings(num_eval=5)
@@ -71,15 +74,15 @@ def test_baseline_and_check(clip):
 
 
 def test_pruning_keeps_the_budget_and_the_masked_model(clip):
-    stage = clip.prune(constraint=0.5)
+    stage = clip.prune(Cell(constraint=0.5))
     assert 0.48 < stage.result["fraction"] <= 0.5 and stage.result["largest_difference"] < 1e-3
     masks, small = lfpr.Masks.load(stage.folder / "masks.safetensors"), lfpr.load_pruned(stage.folder / "model")
     tower = lfpr.prunable(small.vision_model)
     assert masks.heads_kept == stage.result["heads"] == tower.heads_per_layer
-    assert clip.describe(small)["macs"] == clip.cost.kept(masks) == stage.result["macs"]
-    assert clip.evaluate(small)["score"] == clip.evaluate_masked(masks)["score"] == stage.result["score"]
+    assert clip.task.describe(small)["macs"] == clip.cost.kept(masks) == stage.result["macs"]
+    assert clip.task.evaluate(small)["score"] == clip.task.evaluate_masked(masks)["score"] == stage.result["score"]
     assert lfpr.prunable(clip.model.vision_model).heads_per_layer == [4, 4]  # the unpruned model stays
-    table = clip.compare({"full": clip.model, "small": small})
+    table = clip.task.compare({"full": clip.model, "small": small})
     assert table["small"]["macs"] == stage.result["macs"] < table["full"]["macs"] == clip.cost.full
     assert table["full"]["megabytes"] == sum(p.numel() for p in clip.model.parameters()) * 4 / 1e6
     assert all(row["ms_per_image"] > 0 for row in table.values())
@@ -87,60 +90,66 @@ def test_pruning_keeps_the_budget_and_the_masked_model(clip):
 
 def test_each_step_of_pruning_can_be_left_out(clip):
     names = [(True, True), (True, False), (False, True), (False, False)]
-    stages = {name: clip.prune(constraint=0.5, rearranged=name[0], rescaled=name[1]) for name in names}
+    stages = {name: clip.prune(Cell(constraint=0.5, rearranged=name[0], rescaled=name[1])) for name in names}
     assert len({stage.folder for stage in stages.values()}) == 4
     masks = {name: lfpr.Masks.load(stage.folder / "masks.safetensors") for name, stage in stages.items()}
-    found = clip.masks(clip.importance("fisher"), "fisher", constraint=0.5)
+    cell = Cell("fisher", 0.5)
+    found = clip.search(clip.importance(cell), cell)
     assert masks[False, False].equal(found)
-    assert masks[True, False].equal(lfpr.rearrange(found, clip.gradients("fisher")))
+    assert masks[True, False].equal(lfpr.rearrange(found, clip.gradients(cell)))
     assert masks[False, True].binary().equal(found) and not masks[False, True].equal(found)
     assert stages[False, False].result["scale_min"] == stages[False, False].result["scale_max"] == 1
 
 
 def test_a_finished_stage_is_not_computed_again(clip, folder, runs, monkeypatch):
-    first = clip.prune(constraint=0.5)
+    first = clip.prune(Cell(constraint=0.5))
     again = lfpr.open_experiment("clip-mscoco", runs=runs, checkpoint=folder, **SMALL)
-    monkeypatch.setattr(again.runs, "_build", None)  # a build would fail
-    assert again.prune(constraint=0.5) == first
+    monkeypatch.setattr("lfpr.experiments.runs.Run", None)  # a build would fail
+    assert again.prune(Cell(constraint=0.5)) == first
     with pytest.raises(TypeError):
-        again.prune(constraint=0.45)
+        again.prune(Cell(constraint=0.45))
     with pytest.raises(TypeError):
-        again.prune(constraint=0.5, rescaled=False, seed=1)
+        again.prune(Cell(constraint=0.5, rescaled=False, seed=1))
 
 
 def test_all_methods_keep_the_budget_and_controls_the_split(clip):
-    found = {name: clip.prune(name, constraint=0.5, rearranged=False).result for name in (*METHODS, *CONTROLS)}
+    found = {
+        name: clip.prune(Cell(name, constraint=0.5, rearranged=False)).result
+        for name in (*SPEC.methods, *SPEC.controls)
+    }
     assert all(0.44 < result["fraction"] <= 0.5 for result in found.values())
     fisher = found["fisher"]["heads"], found["fisher"]["neurons"]
     assert all(
-        (found[name]["heads"], found[name]["neurons"]) == fisher for name in CONTROLS if name.startswith("split")
+        (found[name]["heads"], found[name]["neurons"]) == fisher for name in SPEC.controls if name.startswith("split")
     )
     assert found["uniform"]["heads"] == [2, 2] and found["uniform"]["neurons"] == [24, 24]
     masks = {
-        name: lfpr.Masks.load(clip.prune(name, constraint=0.5, rearranged=False).folder / "masks.safetensors").binary()
+        name: lfpr.Masks.load(
+            clip.prune(Cell(name, constraint=0.5, rearranged=False)).folder / "masks.safetensors"
+        ).binary()
         for name in ("fisher", "split-random", "split-magnitude")
     }
     assert torch.equal(masks["fisher"].heads, masks["split-random"].heads)
     assert not torch.equal(masks["fisher"].neurons, masks["split-random"].neurons)
-    halved = clip.prune(heuristic="threshold", percentile=50, rearranged=False).result
+    halved = clip.prune(Cell(percentile=50, rearranged=False)).result
     assert sum(halved["heads"]) + sum(halved["neurons"]) == (2 * 4 + 2 * 48) / 2
 
 
 def test_label_free_scores_read_no_caption(clip, monkeypatch):
     monkeypatch.setattr(coco, "batches", None)
-    monkeypatch.setattr(pruning, "text_features", None)
+    monkeypatch.setattr(clip_module, "text_features", None)
     fresh = clip.with_settings(num_samples=16)
-    scores = fresh.importance("label-free")
+    scores = fresh.importance(Cell("label-free"))
     assert (scores.heads > 0).all() and (scores.neurons > 0).all()
 
 
 def test_distillation_goes_on_after_an_interruption(clip, monkeypatch):
-    stage = clip.retrain(constraint=0.5, seed=3)
+    stage = clip.retrain(Cell(constraint=0.5, seed=3))
     log = json.loads((stage.folder / "log.json").read_text())
     assert stage.result["iterations"] == 5 and [row["iteration"] for row in log] == [1, 2, 3, 4, 5]
     whole = load_file(stage.folder / "model/model.safetensors")
     (stage.folder / "provenance.json").unlink()  # as if the stage had never been finished
-    wanted, calls = distil.__globals__["distillation_loss"], []
+    wanted, calls = clip_module.distillation_loss, []
 
     def counted(model, stop=None):
         real = wanted(model)
@@ -153,33 +162,33 @@ def test_distillation_goes_on_after_an_interruption(clip, monkeypatch):
 
         return loss
 
-    monkeypatch.setitem(distil.__globals__, "distillation_loss", lambda model: counted(model, stop=4))
+    monkeypatch.setattr(clip_module, "distillation_loss", lambda model: counted(model, stop=4))
     with pytest.raises(KeyboardInterrupt):
-        clip.retrain(constraint=0.5, seed=3)
+        clip.retrain(Cell(constraint=0.5, seed=3))
     (checkpoint,) = stage.folder.parent.glob("*.checkpoint")
     calls.clear()
-    monkeypatch.setitem(distil.__globals__, "distillation_loss", counted)
-    again = clip.retrain(constraint=0.5, seed=3)
+    monkeypatch.setattr(clip_module, "distillation_loss", counted)
+    again = clip.retrain(Cell(constraint=0.5, seed=3))
     assert len(calls) == 3  # the checkpoint is of two iterations
     assert not checkpoint.exists()  # removed when the result is kept
     assert again.result | {"minutes": 0} == stage.result | {"minutes": 0}
     resumed = load_file(again.folder / "model/model.safetensors")
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
     values = lfpr.Masks.load(again.folder / "masks.safetensors")
-    before = lfpr.Masks.load(clip.prune(constraint=0.5, seed=3).folder / "masks.safetensors")
+    before = lfpr.Masks.load(clip.prune(Cell(constraint=0.5, seed=3)).folder / "masks.safetensors")
     assert ((values.neurons != 0) == (before.neurons != 0)).all() and ((values.heads != 0) == (before.heads != 0)).all()
 
 
 def test_what_distillation_trains_names_its_stage(clip):
-    stages = [clip.retrain(constraint=0.5, trained=trained) for trained in ("masks", "last", "all")]
+    stages = [clip.retrain(Cell(constraint=0.5, trained=trained)) for trained in ("masks", "last", "all")]
     assert len({stage.folder for stage in stages}) == 3
     assert [stage.result["last_layers"] for stage in stages] == [0, 1, 0]
-    half = clip.retrain(constraint=0.5, percent=50, last_layers=2)
+    half = clip.retrain(Cell(constraint=0.5, percent=50, last_layers=2))
     assert half.result["percent"] == 50 and half.result["last_layers"] == 2 and half.folder != stages[1].folder
     assert [stage.result["iterations"] for stage in (stages[1], half)] == [5, 2]  # 1.1 passes in batches of 8
-    less = clip.with_settings(retrain_passes=0.05).retrain(constraint=0.5)
+    less = clip.with_settings(retrain_passes=0.05).retrain(Cell(constraint=0.5))
     assert less.result["iterations"] == 1 and less.folder != stages[1].folder
-    old = load_file(clip.prune(constraint=0.5).folder / "model/model.safetensors")
+    old = load_file(clip.prune(Cell(constraint=0.5)).folder / "model/model.safetensors")
     new = load_file(stages[0].folder / "model/model.safetensors")
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     allowed = re.compile(r"vision_model\.(.*norm\d?\.(weight|bias)|.*(out_proj|fc2)\.weight)")
@@ -187,7 +196,7 @@ def test_what_distillation_trains_names_its_stage(clip):
 
 
 def test_sensitivity_walks_layer_by_layer_and_goes_on(clip):
-    stage = clip.sensitivity()
+    stage = studies.sensitivity_walk(clip)
     rows = stage.result["steps"]
     assert [(row["step"], row["rescaled"]) for row in rows] == [(1, False), (1, True), (2, False), (2, True)]
     assert [row["removed"] for row in rows[::2]] == [3, 6]
@@ -195,68 +204,70 @@ def test_sensitivity_walks_layer_by_layer_and_goes_on(clip):
     assert [row["fraction"] for row in rows[::2]] == pytest.approx([1 - 3 * head, 1 - 6 * head])
     masks = lfpr.Masks.load(stage.folder / "masks-2.safetensors")
     assert masks.heads_kept == [1, 1] and masks.neurons_kept == [48, 48]
-    assert rows[2]["score"] == clip.evaluate_masked(masks)["score"]
+    assert rows[2]["score"] == clip.task.evaluate_masked(masks)["score"]
     steps = clip.runs.finished("step")
     assert len(steps) == 2
     (stage.folder / "provenance.json").unlink()  # interrupted at the end: no step is computed again
     times = [step.provenance["finished"] for step in steps]
-    assert clip.sensitivity().result == stage.result
+    assert studies.sensitivity_walk(clip).result == stage.result
     assert [step.provenance["finished"] for step in clip.runs.finished("step")] == times
 
 
 def test_cascades_of_pruned_and_of_retrained_models(clip):
-    pruned = clip.prune(constraint=0.5)
-    found = clip.cascade(pruned).result
+    pruned = clip.prune(Cell(constraint=0.5))
+    found = studies.cascade(clip, pruned).result
     assert found["m"] == 4 and 4 / 20 <= found["reranked"] <= 1 and found["fraction"] == pruned.result["fraction"]
     share = found["ms_pruned"] / found["ms_full"]
     assert found["speedup"] == pytest.approx(1 / (share + 0.1))
     assert found["speedup_query"] == pytest.approx(1 / (share + 4 / 20))
     assert found["speedup_measured"] == pytest.approx(1 / (share + found["reranked"]))
     assert found["break_even"] == max(0, 1 - share)
-    whole = clip.cascade(pruned, m=20).result
+    whole = studies.cascade(clip, pruned, m=20).result
     assert [whole[name] for name in ("score", "r5", "r10")] == [
         clip.baseline().result[n] for n in ("score", "r5", "r10")
     ]
-    assert clip.cascade(clip.retrain(constraint=0.5)).folder != clip.cascade(pruned).folder
+    assert studies.cascade(clip, clip.retrain(Cell(constraint=0.5))).folder != studies.cascade(clip, pruned).folder
     with pytest.raises(ValueError, match="m = 21: must be from 1 to the 20 images"):
-        clip.cascade(pruned, m=21)
+        studies.cascade(clip, pruned, m=21)
 
 
 def test_eccv_metrics_get_all_captions_with_cocos_ids(clip, monkeypatch):
     every, asked = clip.with_settings(eval_captions="all"), []
 
     class Metrics:
-        coco_ids = every.reference.texts.caption_id.numpy()
+        coco_ids = every.task.reference.texts.caption_id.numpy()
 
         def compute_all_metrics(self, i2t, t2i, **options):
             asked.append((i2t, t2i))
             return {"eccv_r1": {"t2i": 0.5}}
 
     monkeypatch.setitem(sys.modules, "eccv_caption", SimpleNamespace(Metrics=Metrics))
-    stages = None, every.prune(constraint=0.5)
-    assert [every.eccv(stage) for stage in stages] == [{"eccv_r1_t2i": 0.5}] * 2
+    stages = None, every.prune(Cell(constraint=0.5))
+    assert [studies.eccv(every, stage) for stage in stages] == [{"eccv_r1_t2i": 0.5}] * 2
     for i2t, t2i in asked:
-        assert set(i2t) == set(every.data("val").image_ids) and len(t2i) == 100
+        assert set(i2t) == set(every.task.data("val").image_ids) and len(t2i) == 100
         assert all(len(best) == 50 for best in i2t.values()) and set(t2i) == {p.caption_id for p in pairs(every)}
     assert asked[0] != asked[1]
     with pytest.raises(ValueError, match="lacks 80 captions of the Karpathy test split"):
-        clip.eccv()
+        studies.eccv(clip)
 
 
 def pairs(experiment):
-    return experiment.data("val", captions="all").pairs
+    return experiment.task.data("val", captions="all").pairs
 
 
 def test_scales_with_and_without_a_ridge(clip):
-    stage = clip.rescaling(constraint=0.5)
-    masks = {name: lfpr.Masks.load(stage.folder / f"{name}.safetensors") for name in ("none", "ridge", "published")}
+    stage = studies.solvers(clip, Cell(constraint=0.5))
+    masks = {
+        name: lfpr.Masks.load(stage.folder / f"{name}.safetensors") for name in ("none", "ridge", "released solver")
+    }
     assert all(masks["none"].equal(found.binary()) for found in masks.values())
-    assert masks["ridge"].equal(lfpr.Masks.load(clip.prune(constraint=0.5).folder / "masks.safetensors"))
-    assert stage.result["none"]["scale_max"] == 1 and {"score", "r10"} <= set(stage.result["published"])
+    assert masks["ridge"].equal(lfpr.Masks.load(clip.prune(Cell(constraint=0.5)).folder / "masks.safetensors"))
+    assert stage.result["none"]["scale_max"] == 1 and {"score", "r10"} <= set(stage.result["released solver"])
     ridge = stage.result["ridge"]
     assert -10 <= ridge["scale_min"] < ridge["scale_max"] <= 10
-    table = published_scales(clip, constraint=0.5)
-    assert table.solver.value_counts().to_dict() == {"released": 72, "published": 4, "ridge": 4}
+    table = pd.DataFrame(studies.scales(clip, Cell(constraint=0.5)))
+    assert table.solver.value_counts().to_dict() == {"released": 72, "released solver": 4, "ridge": 4}
     own = table[table.solver == "ridge"]
     assert own.largest.max() == pytest.approx(ridge["scale_max"]) and set(own.fraction) == {own.fraction.iloc[0]}
 
@@ -268,7 +279,7 @@ def test_broken_images_stop_the_run_or_are_left_out(folder, tmp_path):
     images[3].write_bytes(b"no image")
     given = {"profile": "full", "data_root": root, "checkpoint": folder, "runs": tmp_path / "runs", "workers": 0}
     stopped = lfpr.open_experiment("clip-mscoco", **given, **SMALL)
-    assert stopped.check("val")["bad"] == 1
+    assert stopped.task.check("val")["bad"] == 1
     with pytest.raises(ValueError, match=f"image {int(images[3].stem)}: .* cannot be decoded"):
         stopped.baseline()
     assert not stopped.runs.finished("features")
@@ -276,20 +287,20 @@ def test_broken_images_stop_the_run_or_are_left_out(folder, tmp_path):
     assert skipped.baseline().result["questions"] == 95
     train = sorted((root / "train2017").iterdir())
     train[0].unlink()
-    assert skipped.retrain(constraint=0.5).result["iterations"] == 5
-    assert skipped.targets().result["images"] == 35
-    assert skipped.prune(constraint=0.5).result["questions"] == 95
+    assert skipped.retrain(Cell(constraint=0.5)).result["iterations"] == 5
+    assert skipped.teach().result["images"] == 35
+    assert skipped.prune(Cell(constraint=0.5)).result["questions"] == 95
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda e: e.prune(constraint=0), r"constraint = 0: must be in \(0, 1\]"),
-    (lambda e: e.prune(constraint=1.2), "constraint = 1.2"),
-    (lambda e: e.prune("l1"), "method = 'l1': must be one of"),
-    (lambda e: e.prune(heuristic="threshold", percentile=100), "percentile = 100"),
-    (lambda e: e.retrain(percent=0), "percent = 0"),
-    (lambda e: e.retrain(trained="head"), "trained = 'head': must be one of"),
-    (lambda e: e.retrain(last_layers=9), "last_layers = 9: the encoder has only 2 layers"),
-    (lambda e: e.gradients("random"), "method = 'random': must be one of"),
+    (lambda e: e.prune(Cell(constraint=0)), r"constraint = 0: must be in \(0, 1\]"),
+    (lambda e: e.prune(Cell(constraint=1.2)), "constraint = 1.2"),
+    (lambda e: e.prune(Cell("l1")), "method = 'l1': must be one of"),
+    (lambda e: e.prune(Cell(percentile=100)), "percentile = 100"),
+    (lambda e: e.retrain(Cell(percent=0)), "percent = 0"),
+    (lambda e: e.retrain(Cell(trained="head")), "trained = 'head': must be one of"),
+    (lambda e: e.retrain(Cell(last_layers=9)), "last_layers = 9: the encoder has only 2 layers"),
+    (lambda e: e.gradients(Cell("random")), "method = 'random': has no gradients"),
 ])  # fmt: skip
 def test_bad_cells_are_named(clip, call, message):
     with pytest.raises(ValueError, match=message):
@@ -312,7 +323,7 @@ def test_bad_settings_are_named_before_work(tmp_path, folder, settings, message)
 
 def test_there_are_no_more_workers_than_cores(clip, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert [clip.with_settings(workers=wanted).reading["workers"] for wanted in (0, 1, 4)] == [0, 1, 2]
+    assert [clip.with_settings(workers=wanted).task.reading["workers"] for wanted in (0, 1, 4)] == [0, 1, 2]
 
 
 def test_bad_checkpoints_and_folders_are_named(tmp_path, folder):
@@ -329,5 +340,5 @@ def test_bad_checkpoints_and_folders_are_named(tmp_path, folder):
 
 
 def test_profiles_differ_in_amounts_only():
-    assert np.all([settings.score_batch == 32 for settings in SETTINGS.values()])  # as published
-    assert SETTINGS["full"].num_samples == 8192 and SETTINGS["full"].shortlist == 50
+    assert np.all([settings.score_batch == 32 for settings in CLIPTask.SETTINGS.values()])  # as published
+    assert CLIPTask.SETTINGS["full"].num_samples == 8192 and CLIPTask.SETTINGS["full"].shortlist == 50

@@ -1,15 +1,18 @@
 """The experiments end to end on a little data, and what they say to bad input."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import lfpr
-from lfpr.experiments import TAP_EXPERIMENTS, open_experiment
-from lfpr.files import SHIPPED, CheckpointError
+from lfpr.experiments import EXPERIMENTS, Cell, open_experiment
+from lfpr.experiments.runs import Unfinished
+from lfpr.files import SHIPPED, CheckpointError, checkout
 
+TAP = [name for name in EXPERIMENTS if name.startswith("tap")]
 SMALL = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch": 20, "retrain_batch": 16}
 
 
@@ -24,7 +27,7 @@ def tap(runs):
 
 
 def test_shipped_baselines_are_small_and_say_how_they_were_made():
-    for name in TAP_EXPERIMENTS:
+    for name in TAP:
         about = json.loads((SHIPPED / f"{name}.json").read_text())
         assert {"config", "recipe", "score", "minutes"} <= set(about) and about["score"] >= 0.75
         assert (SHIPPED / f"{name}.safetensors").stat().st_size <= 4e6
@@ -36,24 +39,24 @@ def test_baseline_answers_well_on_new_questions(tap):
 
 
 def test_pruning_keeps_the_budget_and_the_masked_model(tap):
-    stage = tap.prune("label-free", constraint=0.4)
+    stage = tap.prune(Cell("label-free", 0.4))
     assert stage.result["fraction"] <= 0.4 and stage.result["largest_difference"] < 1e-3
     masks, small = lfpr.Masks.load(stage.folder / "masks.safetensors"), lfpr.load_pruned(stage.folder / "model")
     assert masks.heads_kept == stage.result["heads"] == lfpr.prunable(small).heads_per_layer
-    assert tap.evaluate(small)["score"] == stage.result["score"]
+    assert tap.task.evaluate(small)["score"] == stage.result["score"]
 
 
 def test_a_finished_stage_is_not_computed_again(tap, monkeypatch):
-    first = tap.prune("label-free", constraint=0.4)
-    monkeypatch.setattr(tap.runs, "_build", None)  # a build would fail
-    assert tap.prune("label-free", constraint=0.4) == first
+    first = tap.prune(Cell("label-free", 0.4))
+    monkeypatch.setattr("lfpr.experiments.runs.Run", None)  # a build would fail
+    assert tap.prune(Cell("label-free", 0.4)) == first
     with pytest.raises(TypeError):
-        tap.prune("label-free", constraint=0.41)
+        tap.prune(Cell("label-free", 0.41))
 
 
 def test_retraining_trains_what_it_should(tap):
-    pruned = tap.prune("label-free", constraint=0.4)
-    stage = tap.retrain("label-free", constraint=0.4, percent=50, last_layers=1)
+    pruned = tap.prune(Cell("label-free", 0.4))
+    stage = tap.retrain(Cell("label-free", 0.4, percent=50, last_layers=1))
     assert stage.result["heads"] == pruned.result["heads"] and stage.result["iterations"] == 3
     log = json.loads((stage.folder / "log.json").read_text())
     assert [row["iteration"] for row in log] == [1, 2, 3] and all(row["loss"] > 0 for row in log)
@@ -71,17 +74,17 @@ def test_retraining_trains_what_it_should(tap):
 
 def test_methods_and_heuristics(tap):
     for method in ("fisher", "absolute", "magnitude", "l1", "random"):
-        assert 0.35 < tap.prune(method, constraint=0.4).result["fraction"] <= 0.4
-    halved = tap.prune("label-free", "threshold", percentile=50).result
+        assert 0.35 < tap.prune(Cell(method, 0.4)).result["fraction"] <= 0.4
+    halved = tap.prune(Cell("label-free", percentile=50)).result
     kept = sum(halved["heads"]) + sum(halved["neurons"])
     assert kept == (48 + 4 * 384) / 2
 
 
 def test_pseudo_labels_are_the_unpruned_models_answers(tap):
-    labels = json.loads((tap.pseudo_labels().folder / "labels.json").read_text())
-    data = tap.data("train", limit=8)
+    labels = json.loads((tap.teach().folder / "labels.json").read_text())
+    data = tap.task.data("train", limit=8)
     predictions = tap.model.generate(data[list(range(8))])[1].tolist()
-    eos = tap.config.eos_index
+    eos = tap.task.config.eos_index
     for record, row in zip(data.records, predictions, strict=True):
         label = labels[str(record["question_id"])]
         end = row.index(eos)
@@ -107,19 +110,19 @@ def test_bad_parameters_are_named(tmp_path, arguments, message):
 
 def test_bad_cells_are_named_before_work(tap, tmp_path):
     with pytest.raises(ValueError, match="constraint = 2"):
-        open_experiment(runs=tmp_path).retrain(constraint=2)
+        open_experiment(runs=tmp_path).retrain(Cell(constraint=2))
     assert not list(tmp_path.iterdir())  # not even the data were rendered
     for constraint in (0, -0.1, 1.2, float("nan")):
         with pytest.raises(ValueError, match=r"constraint = .*: must be in \(0, 1\]"):
-            tap.prune(constraint=constraint)
+            tap.prune(Cell(constraint=constraint))
     with pytest.raises(ValueError, match="method = 'l2': must be one of"):
-        tap.retrain("l2")
+        tap.retrain(Cell("l2"))
     with pytest.raises(ValueError, match="percentile = 100"):
-        tap.prune(heuristic="threshold", percentile=100)
+        tap.prune(Cell(percentile=100))
     with pytest.raises(ValueError, match="percent = 0"):
-        tap.retrain(constraint=0.5, percent=0)
+        tap.retrain(Cell(constraint=0.5, percent=0))
     with pytest.raises(ValueError, match=r"last_layers = 9: .* 4 layers"):
-        tap.retrain(constraint=0.5, percent=10, last_layers=9)
+        tap.retrain(Cell(constraint=0.5, percent=10, last_layers=9))
 
 
 def test_bad_files_are_named(tmp_path, runs):
@@ -145,13 +148,46 @@ def test_bad_files_are_named(tmp_path, runs):
 
 
 def test_masks_of_tap_are_rearranged_on_request(tap):
-    cell = {"method": "fisher", "constraint": 0.4}
-    plain, moved = tap.prune(**cell), tap.prune(**cell, rearranged=True)
+    cell = Cell("fisher", 0.4)
+    moved_cell = replace(cell, rearranged=True)
+    plain, moved = tap.prune(cell), tap.prune(moved_cell)
     masks = [lfpr.Masks.load(stage.folder / "masks.safetensors") for stage in (plain, moved)]
-    gradients = tap.gradients("fisher")
-    assert gradients.importance().equal(tap.importance("fisher"))
+    gradients = tap.gradients(cell)
+    assert gradients.importance().equal(tap.importance(cell))
     assert masks[1].equal(lfpr.rearrange(masks[0], gradients)) and masks[1].heads_kept == masks[0].heads_kept
-    retrained = tap.retrain(**cell, rearranged=True, rescaled=True)
+    retrained = tap.retrain(replace(moved_cell, rescaled=True))
     assert retrained.result["neurons"] == moved.result["neurons"]
     with pytest.raises(ValueError, match="rearranged = True: method 'magnitude' has no gradients"):
-        tap.prune("magnitude", rearranged=True)
+        tap.prune(Cell("magnitude", rearranged=True))
+    with pytest.raises(ValueError, match="method = 'magnitude': has no gradients"):
+        tap.gradients(Cell("magnitude"))
+
+
+def test_what_is_not_finished_leaves_no_stage_and_no_lock(tap):
+    cell = Cell("random", 0.7)
+    with pytest.raises(KeyboardInterrupt), tap.stage("prune", cell) as run:
+        assert run.folder.is_dir()
+        raise KeyboardInterrupt
+    with tap.runs.load_only(), pytest.raises(Unfinished):
+        tap.prune(cell)
+    stage = tap.prune(cell)
+    with tap.stage("prune", cell) as run:
+        assert run is None
+    assert not stage.folder.with_name(f"{stage.folder.name}.unfinished").exists()
+
+
+def test_nothing_follows_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_experiment().runs.folder == checkout() / "runs" / "tap-textvqa" / "mini"
+    assert open_experiment(runs="here").runs.folder == tmp_path / "here" / "tap-textvqa" / "mini"
+    monkeypatch.setattr("lfpr.experiments.checkout", lambda: None)
+    with pytest.raises(ValueError, match="runs = None: outside a checkout"):
+        open_experiment()
+
+
+def test_opened_experiments_are_shared_in_warm_kernels_only(tmp_path, monkeypatch):
+    assert open_experiment(runs=tmp_path).task is not open_experiment(runs=tmp_path).task
+    monkeypatch.setenv("LFPR_WARM", "1")
+    first = open_experiment(runs=tmp_path)
+    assert open_experiment(runs=tmp_path).task is first.task
+    assert open_experiment(runs=tmp_path, num_samples=7).task is not first.task

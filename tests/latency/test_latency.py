@@ -1,4 +1,4 @@
-"""Measured latency: tables, fits, and searches against the published masks and brute force."""
+"""Measured latency: tables, and searches against brute force."""
 
 import itertools
 import json
@@ -11,42 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lfpr.budget import BudgetError
 from lfpr.encoder import prunable
-from lfpr.gradients import MaskGradients
-from lfpr.latency.cost import LatencyCost, fit_plateau, monotone
-from lfpr.latency.search import BINS, search_latency
+from lfpr.latency.cost import LatencyCost, monotone
+from lfpr.latency.search import BINS
 from lfpr.masks import Importance, Masks
-from lfpr.search import BudgetError, search, search_proportional
+from lfpr.search import search, search_proportional
 
 
 @pytest.fixture(scope="module")
-def published():
-    arrays = np.load(small.REFERENCE / "bert_seed7.npz")
-    gradients = MaskGradients(torch.from_numpy(arrays["head_grads"]), torch.from_numpy(arrays["neuron_grads"]))
-    return arrays, gradients.importance(), LatencyCost.from_published(arrays["lut_mha"], arrays["lut_ffn"], 4)
+def measured():
+    arrays, importance = small.reference_importance("bert")
+    return importance, LatencyCost([0, *arrays["lut_mha"]], [0, *arrays["lut_ffn"]], 4, "milliseconds")
 
 
 def value(importance, masks):
     return ((importance.heads * masks.heads).sum() + (importance.neurons * masks.neurons).sum()).item()
-
-
-def test_fits_and_masks_equal_the_published_ones(published):
-    arrays, importance, cost = published
-    assert fit_plateau(arrays["lut_mha"]) == pytest.approx(arrays["fit_mha"])
-    assert fit_plateau(arrays["lut_ffn"]) == pytest.approx(arrays["fit_ffn"])
-    for constraint in (0.5, 0.7):
-        masks = search_latency(importance, cost, constraint)
-        np.testing.assert_array_equal(masks.heads, arrays[f"latency_{constraint}_head"])
-        np.testing.assert_array_equal(masks.neurons, arrays[f"latency_{constraint}_neuron"])
-        assert cost.kept(masks) == pytest.approx(arrays[f"latency_{constraint}"].item())
-        assert cost.fraction(masks) > constraint  # the published fit lets it exceed the table
-        ours = search(importance, cost, constraint, published=False)
-        assert cost.fraction(ours) <= constraint
-    at_half = (search(importance, cost, 0.5, published=p) for p in (True, False))
-    theirs, ours = (value(importance, masks) for masks in at_half)
-    assert ours > theirs  # better, and within the budget
-    with pytest.raises(BudgetError):
-        search(importance, cost, 0.05)
 
 
 tables = st.lists(st.integers(0, 6), min_size=3, max_size=3)
@@ -91,23 +71,29 @@ def test_whole_sub_layers_are_dropped_where_narrowing_gains_nothing():
     assert search(importance, cost, 0.5, multiple_of=2).neurons_kept in ([4, 0], [2, 2], [0, 4])
 
 
+def pooled(values):
+    """Pool adjacent violators."""
+    pools = []  # mean, size
+    for value in values:
+        pool = (float(value), 1)
+        while pools and pools[-1][0] > pool[0]:
+            mean, size = pools.pop()
+            pool = ((mean * size + pool[0] * pool[1]) / (size + pool[1]), size + pool[1])
+        pools.append(pool)
+    return np.concatenate([np.full(size, mean) for mean, size in pools])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12))
 def test_monotone_is_the_nearest_rising_sequence(values):
     found = monotone(values)
+    np.testing.assert_allclose(found, pooled(values), rtol=1e-12, atol=1e-12)
     assert (np.diff(found) >= -1e-12).all()
     assert found.mean() == pytest.approx(np.mean(values))
     if values == sorted(values):
         np.testing.assert_allclose(found, values)
     for other in (np.maximum.accumulate(values), np.full(len(values), np.mean(values)), np.sort(values)):
         assert np.square(found - values).sum() <= np.square(other - values).sum() + 1e-9
-
-
-def test_plateau_fit_recovers_a_plateau():
-    table = [2.0] * 5 + [2 + 0.5 * i for i in range(1, 8)]
-    threshold, constant, slope = fit_plateau(table)
-    assert threshold in (4, 5) and constant == pytest.approx(2) and slope == pytest.approx(0.5)
-    assert fit_plateau([3.0, 2.0, 1.0])[2] == 0  # never a negative slope
 
 
 class Ticks:
@@ -155,11 +141,11 @@ def test_measuring_takes_real_time():
     assert cost.fraction(masks) <= 1
 
 
-def test_tables_save_and_load(tmp_path, published):
-    _, importance, cost = published
+def test_tables_save_and_load(tmp_path, measured):
+    importance, cost = measured
     cost.save(tmp_path / "a" / "latency.json")
     loaded = LatencyCost.load(tmp_path / "a" / "latency.json")
-    assert loaded.full == cost.full and loaded.published and loaded.unit == "milliseconds"
+    assert loaded.full == cost.full and loaded.unit == "milliseconds"
     assert search(importance, loaded, 0.5).equal(search(importance, cost, 0.5))
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["latency.json"]
     values = json.loads((tmp_path / "a" / "latency.json").read_text())
@@ -172,8 +158,8 @@ def test_tables_save_and_load(tmp_path, published):
         LatencyCost.load(tmp_path / "none.json")
 
 
-def test_bad_arguments_are_refused(published):
-    _, importance, cost = published
+def test_bad_arguments_are_refused(measured):
+    importance, cost = measured
     for table in ([], [1.0], [0, math.nan], [0, -1.0, 2], [0.0, 0.0], [[0, 1]]):
         with pytest.raises(ValueError, match="attention: expected at least two finite latencies"):
             LatencyCost(table, [0, 1], 2)
@@ -185,10 +171,6 @@ def test_bad_arguments_are_refused(published):
         cost.kept(Masks(torch.ones(4, 4), torch.ones(4, 9)))
     with pytest.raises(ValueError, match="constraint = 0"):
         search(importance, cost, 0)
-    with pytest.raises(ValueError, match="published = True: the published search has no multiple_of"):
-        search(importance, cost, 0.5, multiple_of=8)
-    with pytest.raises(ValueError, match="rises with the number of neurons"):
-        search(importance, LatencyCost([0, 1, 1, 1, 1], np.r_[0, np.ones(96)], 4), 0.5, published=True)
     with pytest.raises(ValueError, match="cost: expected a cost that counts heads and neurons, found LatencyCost"):
         search_proportional(importance, cost, 0.5)
     model = small.build("bert")

@@ -17,7 +17,8 @@ from lfpr.mini.scenes import CLASSES, COLOURS, LEXICON, make_scene
 from lfpr.tap.data import InputSizes, TAPDataset, batches, read_imdb
 from lfpr.tap.metrics import vqa_accuracy
 from lfpr.tap.pickles import load_dict, load_npy
-from lfpr.tap.text import HashedNgrams, WordPieces
+from lfpr.tap.text import WordPieces
+from lfpr.tap.vectors import HashedNgrams
 
 SMALL = {"train_images": 8, "val_images": 3, "images": 2}
 

@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from lfpr.clip.coco import annotation_file, image_file
 from lfpr.experiments.clip_baselines import byte_pair_tokenizer, save
-from lfpr.experiments.runs import write_json
+from lfpr.files import write_json
 
 SIZES = ((640, 480), (480, 640), (640, 427), (427, 640), (500, 375), (640, 213), (333, 500), (612, 612))
 """Width and height in pixels of the images in turn."""

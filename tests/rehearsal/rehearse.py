@@ -1,6 +1,6 @@
 """Dress rehearsal of the profile `full`: made-up files at the real sizes, and every notebook run on them.
 
-    python -m rehearsal.rehearse --out FOLDER [--experiments tap-textvqa ...] [--notebooks 01_data ...]
+    python tests/rehearsal/rehearse.py --out FOLDER [--experiments tap-textvqa ...] [--notebooks 01_data ...]
 
 Nothing may need the real data to be found broken: file formats, memory, stages that only work on small models. The
 files are of TAP's data and checkpoints, of COCO, and of CLIP ViT-B/16; scores mean nothing here. Prints seconds and
@@ -22,12 +22,15 @@ import pandas as pd
 import torch
 import yaml
 from papermill import inspect_notebook
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script's path begins with its own folder
 from rehearsal.coco_files import write_clip, write_coco_files
 from rehearsal.tap_files import ANSWERS, PIECES, write_checkpoint, write_tap_files
 
 from lfpr.clip.coco import COCOCaptions, annotation_file
 from lfpr.experiments import TAP_EXPERIMENTS
-from lfpr.experiments.runs import provenance_table, write_json
+from lfpr.experiments.runs import provenance_table
+from lfpr.files import write_json
 from lfpr.tap.model import TAP, TAPConfig
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -77,32 +80,32 @@ def rehearse(out: Path, experiments: Sequence[str], notebooks: Sequence[str]) ->
     for name in experiments:
         inputs = PREPARE[name](out / "files")
         grid[name] = {"profile": "full", "cells": CELLS} | inputs
-        given = {key: str(out / "files" / value) for key, value in inputs.items()}
-        given |= {"experiment": name, "profile": "full", "runs": str(out / "runs")}
-        rows += [run_notebook(notebook, out / name, given) for notebook in notebooks if notebook != PAPER]
+        parameters = {key: str(out / "files" / value) for key, value in inputs.items()}
+        parameters |= {"experiment": name, "profile": "full", "runs": str(out / "runs")}
+        rows += [run_notebook(notebook, out / name, parameters) for notebook in notebooks if notebook != PAPER]
     if PAPER in notebooks:
         (out / "grid.yaml").write_text(yaml.safe_dump({"rehearsal": grid}))
-        places = {
+        folders = {
             "grid": f"{out / 'grid.yaml'}:rehearsal",
             "data": out / "files",
             "runs": out / "runs",
             "out": out / "paper",
         }
-        options = [word for option, place in places.items() for word in (f"--{option}", str(place))]
+        options = [word for option, folder in folders.items() for word in (f"--{option}", str(folder))]
         rows.append(run([sys.executable, "-m", "lfpr.paper.collect", *options], out / "tables"))
         rows.append(run_notebook(PAPER, out, {"folder": str(out / "paper"), "readme": "", "runs": str(out / "runs")}))
-    found = {"notebooks": rows, "stages": provenance_table(out / "runs").to_dict("records")}
-    write_json(out / "rehearsal.json", found)
-    return found
+    report = {"notebooks": rows, "stages": provenance_table(out / "runs").to_dict("records")}
+    write_json(out / "rehearsal.json", report)
+    return report
 
 
 def run_notebook(notebook: str, folder: Path, parameters: dict[str, str]) -> dict:
     """Execute a notebook with those of `parameters` that it declares; what it becomes is in `folder`."""
     source = NOTEBOOKS / f"{notebook}.ipynb"
     declared = inspect_notebook(str(source))
-    chosen = [word for name, value in parameters.items() if name in declared for word in ("-r", name, value)]
+    passed = [word for name, value in parameters.items() if name in declared for word in ("-r", name, value)]
     command = [sys.executable, "-m", "papermill", "--kernel", "python3", "--no-progress-bar", "--cwd", str(NOTEBOOKS)]
-    return run([*command, str(source), str(folder / f"{notebook}.ipynb"), *chosen], folder / notebook)
+    return run([*command, str(source), str(folder / f"{notebook}.ipynb"), *passed], folder / notebook)
 
 
 MEASURE = """
@@ -136,11 +139,11 @@ def main() -> None:
     parser.add_argument("--experiments", nargs="+", default=list(PREPARE), choices=PREPARE, metavar="NAME")
     parser.add_argument("--notebooks", nargs="+", default=[*STAGES, PAPER], choices=[*STAGES, PAPER], metavar="NAME")
     arguments = parser.parse_args()
-    found = rehearse(arguments.out.absolute(), arguments.experiments, arguments.notebooks)
+    report = rehearse(arguments.out.absolute(), arguments.experiments, arguments.notebooks)
     columns = ["experiment", "stage", "label", "seconds", "peak_memory_mb"]
-    print(pd.DataFrame(found["stages"], columns=columns).to_string(index=False))
-    print(pd.DataFrame(found["notebooks"]).to_string(index=False))
-    failed = [row["failed"] for row in found["notebooks"] if row["failed"]]
+    print(pd.DataFrame(report["stages"], columns=columns).to_string(index=False))
+    print(pd.DataFrame(report["notebooks"]).to_string(index=False))
+    failed = [row["failed"] for row in report["notebooks"] if row["failed"]]
     for log in failed:
         print(f"\n{log}:\n{Path(log).read_text()[-2000:]}")
     sys.exit(bool(failed))

@@ -26,21 +26,8 @@ from lfpr.tap.model import TAP
 from lfpr.tap.vectors import ARGUMENTS, ENTRIES, INPUTS, MAGIC, VERSION
 
 PIECES, ANSWERS, CLASSES, FEATURES = 30522, 5000, 1600, 2048
-WORDS = (
-    "Coca-Cola,",
-    "STOP",
-    "$5.99",
-    "mcdonald's",
-    "café",
-    "12th",
-    "Street",
-    "OPEN",
-    "24",
-    "hours",
-    "7up",
-    "№",
-    "東京",
-)
+WORDS = ("Coca-Cola,", "STOP", "$5.99", "mcdonald's", "café", "12th", "Street", "OPEN", "24", "hours", "7up", "№",
+         "東京")  # fmt: skip
 QUESTIONS = (
     "what is the brand of this camera?",
     "What does the sign say?",
@@ -130,12 +117,12 @@ def _save_python_2(path: Path, array: np.ndarray) -> None:
     """As Python 2 and NumPy 1 save an object array: plain text in 8-bit strings, names in numpy.core."""
     whole = pickle.dumps(array, protocol=2).replace(b"numpy._core", b"numpy.core")
     steps = list(pickletools.genops(whole))
-    ends = [*(place for _, _, place in steps[1:]), len(whole)]
+    ends = [*(start for _, _, start in steps[1:]), len(whole)]
     with path.open("wb") as file:
         npy.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": array.shape})
-        for (opcode, text, place), end in zip(steps, ends, strict=True):
+        for (opcode, text, start), end in zip(steps, ends, strict=True):
             short = opcode.name == "BINUNICODE" and text.isascii() and len(text) < 256
-            file.write(b"U" + bytes([len(text)]) + text.encode() if short else whole[place:end])
+            file.write(b"U" + bytes([len(text)]) + text.encode() if short else whole[start:end])
 
 
 def _write_words(path: Path, words: Sequence[str], length: int) -> None:

@@ -32,8 +32,8 @@ class Says:
 
     def generate(self, batch, stop=False):
         said = torch.tensor([SAID[i] for i in batch["index"].tolist()])
-        scores = torch.nn.functional.one_hot(said, V + SIZES.num_ocr).float()
-        return scores, said
+        logits = torch.nn.functional.one_hot(said, V + SIZES.num_ocr).float()
+        return logits, said
 
 
 def test_answers_are_words_and_where_they_are_from(data):
@@ -47,12 +47,12 @@ def test_answers_are_words_and_where_they_are_from(data):
 
 def test_answers_refuse_what_is_not_of_one_batch(data):
     batch, other = data[[0, 1]], data[[0, 1, 2]]
-    scores = Says().generate(batch)[0]
-    for wrong in (scores[0], scores[..., :-1], Says().generate(other)[0]):
-        with pytest.raises(ValueError, match=rf"scores: expected shape \[2, T, {V + 4}\], got"):
+    logits = Says().generate(batch)[0]
+    for wrong in (logits[0], logits[..., :-1], Says().generate(other)[0]):
+        with pytest.raises(ValueError, match=rf"logits: expected shape \[2, T, {V + 4}\], got"):
             answers(wrong, batch)
     with pytest.raises(ValueError, match="batch: a dict without words"):
-        answers(scores, dict(batch))
+        answers(logits, dict(batch))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
@@ -69,12 +69,12 @@ def test_a_real_models_answers_are_its_predictions(data):
     torch.manual_seed(0)
     model = TAP(config).eval()
     batch = data[[0, 1, 2, 3]]
-    scores, predictions = model.generate(batch)
-    for answer, row, tokens in zip(answers(scores, batch), predictions.tolist(), batch.ocr_tokens, strict=True):
+    logits, predictions = model.generate(batch)
+    for answer, row, tokens in zip(answers(logits, batch), predictions.tolist(), batch.ocr_tokens, strict=True):
         row = row[: row.index(EOS)] if EOS in row else row
         words = [ANSWERS[i] if i < V else tokens[i - V] for i in row]
         assert [word for word, _ in answer.words] == words and answer.text == " ".join(words)
-    assert predict(model, data, 2) == answers(scores, batch)
+    assert predict(model, data, 2) == answers(logits, batch)
 
 
 def test_scores_are_the_data_sets_own(data):

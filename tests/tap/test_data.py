@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 
 from lfpr.files import DataError
 from lfpr.tap.data import TAPDataset, batches, check
-from lfpr.tap.layout import LAYOUTS, InputSizes, info_path, predicted_labels, read_imdb
+from lfpr.tap.layout import LAYOUTS, InputSizes, info_path, read_imdb
 from lfpr.tap.pickles import load_dict, load_npy
 from lfpr.tap.text import phoc
 from lfpr.tap.vectors import HashedNgrams
@@ -113,7 +113,9 @@ def load(root, dataset, split="train", **options):
 
 
 def test_sizes():
-    assert (sum(InputSizes().text_lengths), InputSizes().num_ocr, InputSizes().feature_size) == (170, 100, 2048)
+    sizes = InputSizes()
+    assert (sizes.question_tokens, sizes.ocr_tokens_text, sizes.obj_tokens_text) == (20, 100, 50)  # 170 in all
+    assert (sizes.num_ocr, sizes.feature_size) == (100, 2048)
     for bad in ({"num_ocr": 0}, {"question_tokens": 2.5}, {"phoc_size": 603}):
         with pytest.raises(ValueError, match=f"InputSizes.{next(iter(bad))}"):
             InputSizes(**bad)
@@ -273,8 +275,8 @@ def test_labels_replace_the_answers(root, dataset, tmp_path):
         load(root, dataset, labels=file)
 
 
-def test_published_labels_are_an_imdb(root, dataset):
-    path = root / predicted_labels(dataset, "TAP12", 60)
+def test_released_labels_are_an_imdb(root, dataset):
+    path = (root / LAYOUTS[dataset, "train"].imdb).with_name("TAP12_predicted_labels") / "train_pred_60pct.npy"
     assert path.as_posix().endswith(f"m4c_{dataset}/TAP12_predicted_labels/train_pred_60pct.npy")
     predicted = [rows(dataset)[0] | {"answers": ["bus"] * 10}]
     save_objects(path, predicted, (1,))

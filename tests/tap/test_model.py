@@ -10,8 +10,8 @@ from reference import rules
 
 import lfpr
 from lfpr.files import CheckpointError
-from lfpr.tap.label_free import label_free, peak_step, peak_steps
 from lfpr.tap.model import TAP, TAPConfig
+from lfpr.tap.objectives import label_free, peak_step, peak_steps
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 CONFIG = TAPConfig(text_layers=1, mmt_layers=2, text_vocab_size=1000, num_answers=120)
@@ -41,16 +41,16 @@ def test_state_dict_is_the_published_one(tap):
 
 
 def test_greedy_decoding_equals_the_published_model(tap, batch, published):
-    scores, predictions = tap.generate(batch)
+    logits, predictions = tap.generate(batch)
     assert (predictions.numpy() == published["predictions"]).all()
-    np.testing.assert_allclose(scores.numpy(), published["scores"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(logits.numpy(), published["scores"], rtol=1e-3, atol=1e-4)
     assert (peak_steps(tap, batch).numpy() == published["t_star"]).all()
 
 
 def test_cached_decoding_equals_teacher_forcing(tap, batch):
-    scores, predictions = tap.generate(batch)
+    logits, predictions = tap.generate(batch)
     previous = torch.cat([torch.full((4, 1), CONFIG.bos_index), predictions[:, :-1]], 1)
-    torch.testing.assert_close(tap(batch, previous), scores, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tap(batch, previous), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_batch_composition_does_not_matter(tap, batch):
@@ -73,7 +73,7 @@ def test_peak_step_is_the_median(tap, batch, published):
     assert peak_step(tap, halves) == int(np.median(published["t_star"]))
 
 
-def test_label_free_objective_is_the_largest_score(tap, batch, published):
+def test_label_free_objective_is_the_largest_logit(tap, batch, published):
     value = label_free(tap, 2)(batch)
     np.testing.assert_allclose(value.item(), published["scores"][:, 2].max(-1).sum(), rtol=1e-4)
     with pytest.raises(ValueError, match="step = 12"):

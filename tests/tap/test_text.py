@@ -15,11 +15,11 @@ from lfpr.tap.metrics import normalise, vqa_accuracy, word_tokenize
 from lfpr.tap.text import (
     AnswerVocab,
     WordPieces,
-    answer_targets,
     decode,
     label_spellings,
     phoc,
     spellings,
+    write_targets,
 )
 from lfpr.tap.vectors import FastText, HashedNgrams
 
@@ -61,17 +61,24 @@ def test_phoc_of_anything(word):
     assert (vector.sum() > 0) == (kept > 0)
 
 
+def text_input(pieces, question, ocr_tokens, object_names, lengths=(20, 100, 50)):
+    """TAP's text input as the data set joins it: a stretch each of question, all OCR tokens, all object names."""
+    texts = question, " ".join(ocr_tokens), " ".join(object_names)
+    parts = [pieces.encode(t, n, first_part=i == 0) for i, (t, n) in enumerate(zip(texts, lengths, strict=True))]
+    return np.concatenate(parts)
+
+
 def test_word_pieces_layout(tmp_path):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "does", "it", "say", "?", "sto", "##p", "sign", "bus"]
     (tmp_path / "vocab.txt").write_text("\n".join(pieces))
     words, index = WordPieces(tmp_path), pieces.index
-    text = words("What does it SAY?", ["stop", "sign", "zebra"], ["bus", "sign"], (9, 8, 3))
+    text = text_input(words, "What does it SAY?", ["stop", "sign", "zebra"], ["bus", "sign"], (9, 8, 3))
     question = ["[CLS]", "what", "does", "it", "say", "?", "[SEP]", "[PAD]", "[PAD]"]
     ocr = ["[SEP]", "sto", "##p", "sign", "[UNK]", "[SEP]", "[PAD]", "[PAD]"]
     objects = ["[SEP]", "bus", "sign"]  # cut: its own [SEP] is lost, as published
     assert text.dtype == np.int64
     assert text.tolist() == [index(piece) for piece in question + ocr + objects]
-    empty = words("", [], [], (4, 4, 4))
+    empty = text_input(words, "", [], [], (4, 4, 4))
     expected = ["[CLS]", "[SEP]", "[PAD]", "[PAD]"] + ["[SEP]", "[SEP]", "[PAD]", "[PAD]"] * 2
     assert empty.tolist() == [index(piece) for piece in expected]
 
@@ -80,7 +87,7 @@ def test_word_pieces_of_real_questions(bert):
     assert len(bert) == 30522
     for question in REAL:
         tokens = [word_tokenize(word) for answer in question["answers"] for word in answer.split()] * 9
-        text = bert(question["question"], tokens, question["image_classes"])
+        text = text_input(bert, question["question"], tokens, question["image_classes"])
         assert text.shape == (170,) and text.min() >= 0 and text.max() < 30522
         assert text[0] == 101 and text[20] == text[120] == 102
         assert 102 in text[1:20] or text[19] != 0  # ends inside, or was cut
@@ -116,6 +123,15 @@ def test_spell_uses_vocabulary_and_every_equal_token():
     assert VOCAB.spell("stop stop", ocr)[:4] == [(STOP, STOP), (STOP, V), (STOP, V + 2), (V, STOP)]
     assert len(VOCAB.spell("stop " * 4, ocr)) == 20
     assert VOCAB.spell("unheard", ocr) == VOCAB.spell("", ocr) == []
+
+
+def answer_targets(answers, ocr_tokens, vocab, num_ocr=100, steps=12, rng=None):
+    """The targets of one question, without `rng` by LFPR's choice of a spelling."""
+    targets = np.zeros((steps, len(vocab) + num_ocr), np.float32)
+    previous, loss_mask = np.zeros(steps, np.int64), np.zeros(steps, np.float32)
+    draw = None if rng is None else rng.random()
+    write_targets(spellings(answers, ocr_tokens, vocab), vocab, targets, previous, loss_mask, draw)
+    return {"targets": targets, "previous": previous, "loss_mask": loss_mask}
 
 
 def test_targets_of_one_answer():
@@ -159,8 +175,6 @@ def test_long_unwritable_and_few_answers():
     for answers in ([], ["yes"] * 11):
         with pytest.raises(ValueError, match="1 to 10"):
             answer_targets(answers, [], VOCAB)
-    with pytest.raises(ValueError, match="num_ocr"):
-        answer_targets(["yes"], ["a", "b"], VOCAB, num_ocr=1)
 
 
 @steady

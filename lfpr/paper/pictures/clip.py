@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lfpr.clip.coco import COCOCaptions, read_image
 from lfpr.clip.objectives import image_features
+from lfpr.experiments.cell import Cell
 from lfpr.gradients import collect_gradients
 from lfpr.paper.comparisons import BLUE, ORANGE
 from lfpr.paper.figures import DOUBLE, SINGLE, STYLE
@@ -33,7 +34,7 @@ def reading(report: Mapping) -> str:
 
 def examples(experiment) -> Figure:
     """The first eight validation images with their first captions."""
-    data = experiment.data("val", captions="first")
+    data = experiment.task.data("val", captions="first")
     with matplotlib.rc_context(STYLE):
         figure = Figure((DOUBLE, 4.2), layout="constrained")
         for panel, index in zip(figure.subplots(2, 4).flat, range(len(data)), strict=False):
@@ -45,7 +46,7 @@ def examples(experiment) -> Figure:
 
 def statistics(experiment) -> Figure:
     """How many words the validation captions have."""
-    words = [len(pair.text.split()) for pair in experiment.data("val", captions="all").pairs]
+    words = [len(pair.text.split()) for pair in experiment.task.data("val", captions="all").pairs]
     with matplotlib.rc_context(STYLE):
         figure = Figure((SINGLE, 1.9), layout="constrained")
         panel = figure.subplots()
@@ -57,13 +58,14 @@ def statistics(experiment) -> Figure:
 def objective(experiment, seed: int = 0) -> Figure:
     """Size of the head mask gradients by layer, of one batch: raw feature · own direction, and the cosine, which has
     none but rounding errors."""
-    batch = next(iter(experiment.batches("label-free", seed)))
+    cell = experiment.cell(Cell("label-free", seed=seed))
+    batch = next(iter(experiment.task.batches(cell)))
 
     def cosine(batch):
         found, own = image_features(experiment.model, batch), batch["image_features"]
         return F.cosine_similarity(found, own).sum()
 
-    objectives = {"raw feature · own direction": experiment.objective("label-free"), "cosine with itself": cosine}
+    objectives = {"raw feature · own direction": experiment.task.objective(cell), "cosine with itself": cosine}
     with matplotlib.rc_context(STYLE):
         figure = Figure((SINGLE, 2.2), layout="constrained")
         panel = figure.subplots()
@@ -79,11 +81,11 @@ def objective(experiment, seed: int = 0) -> Figure:
 def compare(experiment, models: Mapping[str, CLIPModel]) -> tuple[Figure, dict[str, float]]:
     """The five best images for three captions by every model, the right one framed; and how much each model's ten best
     images for all captions overlap with those of the first model, on average."""
-    texts, pairs = experiment.reference.texts.features, experiment.reference.pairs
-    best = {name: best_images(experiment.encode(model).features, texts) for name, model in models.items()}
+    texts, pairs = experiment.task.reference.texts.features, experiment.task.reference.pairs
+    best = {name: best_images(experiment.task.encode(model).features, texts) for name, model in models.items()}
     first = next(iter(best.values()))
     same = {name: (found[:, :, None] == first[:, None]).any(-1).float().mean().item() for name, found in best.items()}
-    data = experiment.data(
+    data = experiment.task.data(
         "val", captions=experiment.settings.eval_captions, limit=experiment.settings.num_eval or None
     )
     return _found(experiment, data, best, pairs), same
@@ -96,14 +98,14 @@ def best_images(images: torch.Tensor, texts: torch.Tensor, count: int = 10) -> t
 
 
 def _found(experiment, data: COCOCaptions, best: Mapping[str, torch.Tensor], pairs: torch.Tensor) -> Figure:
-    ids, names = experiment.reference.images.image_id.tolist(), {pair.image_id: pair for pair in data.pairs}
+    ids, names = experiment.task.reference.images.image_id.tolist(), {pair.image_id: pair for pair in data.pairs}
     captions = {pair.caption_id: pair.text for pair in data.pairs}
     queries = range(min(QUERIES, len(pairs)))
     with matplotlib.rc_context(STYLE):
         figure = Figure((DOUBLE, 1.3 * len(queries) * len(best)), layout="constrained")
         parts = figure.subfigures(len(queries), squeeze=False).flat  # a long title of a panel would squeeze the others
         for query, part in zip(queries, parts, strict=True):
-            text = textwrap.fill(captions[experiment.reference.texts.caption_id[query].item()].strip(), 110)
+            text = textwrap.fill(captions[experiment.task.reference.texts.caption_id[query].item()].strip(), 110)
             part.suptitle(text, x=0.01, horizontalalignment="left", fontsize="medium", parse_math=False)
             rows = part.subplots(len(best), FOUND, squeeze=False)
             for panels, (name, found) in zip(rows, best.items(), strict=True):

@@ -16,8 +16,8 @@ from lfpr.paper.comparisons import BLUE
 from lfpr.paper.figures import SINGLE, STYLE
 from lfpr.paper.pictures.questions import show_questions
 from lfpr.tap.data import TAPDataset, batches
-from lfpr.tap.label_free import peak_steps
 from lfpr.tap.model import TAP
+from lfpr.tap.objectives import peak_steps
 from lfpr.tap.text import Answer
 
 SHOWN = tuple(range(0, 40, 5))  # four questions share an image: each picture shows another image
@@ -32,7 +32,7 @@ def reading(report: Mapping) -> str:
 def examples(experiment) -> Figure:
     """Eight validation questions with their OCR boxes and the unpruned model's answers."""
     data = _first(experiment, max(SHOWN) + 1)
-    return _questions(data, {"model": experiment.predict(experiment.model, data)})
+    return _questions(data, {"model": experiment.task.predict(experiment.model, data)})
 
 
 def statistics(experiment, questions: int = 400) -> Figure:
@@ -46,16 +46,16 @@ def statistics(experiment, questions: int = 400) -> Figure:
 
 def objective(experiment, seed: int = 0, questions: int = 200) -> Figure:
     """The label-free objective looks at one decoding step: the median of t*, each question's step of highest score."""
-    indices = experiment.sample("train", questions, seed)
-    data = batches(experiment.data("train", indices=indices), experiment.settings.score_batch)
+    indices = experiment.task.sample("train", questions, seed)
+    data = batches(experiment.task.data("train", indices=indices), experiment.settings.score_batch)
     peaks = torch.cat([peak_steps(experiment.model, batch) for batch in data]).tolist()
-    return _counts({f"t*, of 0 … {experiment.config.decoding_steps - 1}": peaks})
+    return _counts({f"t*, of 0 … {experiment.task.config.decoding_steps - 1}": peaks})
 
 
 def compare(experiment, models: Mapping[str, TAP], questions: int = 400) -> tuple[Figure, dict[str, float]]:
     """Eight questions with every model's answers, and how often each answers as the first of them does, over many."""
     data = _first(experiment, questions)
-    answers = {name: experiment.predict(model, data) for name, model in models.items()}
+    answers = {name: experiment.task.predict(model, data) for name, model in models.items()}
     table = pd.DataFrame({name: [answer.text for answer in given] for name, given in answers.items()})
     same = table.eq(table.iloc[:, 0], axis=0).mean()
     return _questions(data, answers), same.to_dict()
@@ -63,7 +63,7 @@ def compare(experiment, models: Mapping[str, TAP], questions: int = 400) -> tupl
 
 def _first(experiment, questions: int) -> TAPDataset:
     """The first validation questions."""
-    return experiment.data("val", limit=min(questions, len(experiment.data("val"))))
+    return experiment.task.data("val", limit=min(questions, len(experiment.task.data("val"))))
 
 
 def _questions(data: TAPDataset, answers: Mapping[str, list[Answer]]) -> Figure:

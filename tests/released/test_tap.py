@@ -1,4 +1,4 @@
-"""The published files of pruned models: LFPR's `pruned_model.ckpt` and `cfg.txt`, the frameworks' mask files."""
+"""LFPR's released files of pruned models: `pruned_model.ckpt` and `cfg.txt`."""
 
 import json
 from types import SimpleNamespace
@@ -11,10 +11,9 @@ from reference import rules
 
 from lfpr.encoder import prunable
 from lfpr.files import CheckpointError
-from lfpr.masks import Masks
+from lfpr.released import load_tap, save_tap
 from lfpr.shrink import fold, shrink
 from lfpr.tap.model import TAP, TAPConfig
-from lfpr.tap.published import load_published, save_published
 
 CONFIG = TAPConfig(text_layers=1, mmt_layers=2, text_vocab_size=1000, num_answers=120)
 SMALL = TAPConfig(text_layers=1, mmt_layers=2, text_vocab_size=50, num_answers=9, hidden_size=24, num_heads=3)
@@ -27,13 +26,13 @@ def names(i):
 
 @pytest.fixture(scope="module")
 def parity():
-    """The published pruned TAP's arrays, its weights made by rule, and a batch."""
+    """The released pruned TAP's arrays, its weights made by rule, and a batch."""
     arrays, masks = np.load(small.REFERENCE / "tap_pruned_seed7.npz"), np.load(small.REFERENCE / "tap_masks_seed7.npz")
     shapes = json.loads((small.REFERENCE / "tap_state_dict_shapes.json").read_text())
     state = {name: torch.from_numpy(value) for name, value in rules.weights(shapes, 7, 0.05).items()}
     heads = np.repeat(masks["sum_0.4_head"].astype(bool), 64, 1)
     neurons = np.unpackbits(masks["sum_0.4_neuron"]).reshape(2, 3072).astype(bool)
-    for i in range(2):  # the published layout, written here without the package's own code
+    for i in range(2):  # the released layout, written here without the package's own code
         layer = f"mmt.encoder.layer.{i}"
         for part in ("query", "key", "value"):
             for kind in ("weight", "bias"):
@@ -48,7 +47,7 @@ def parity():
 
 
 @pytest.mark.parametrize("which", ["unit", "scaled"])
-def test_the_published_checkpoint_is_read_and_written_again(parity, which, tmp_path):
+def test_the_released_checkpoint_is_read_and_written_again(parity, which, tmp_path):
     arrays, state, batch = parity
     for i, (h, n) in enumerate(zip(arrays["heads"], arrays["neurons"], strict=True)):
         for name, shape in zip(names(i), ((1, h, 1, 1), (n,)), strict=True):
@@ -57,13 +56,13 @@ def test_the_published_checkpoint_is_read_and_written_again(parity, which, tmp_p
     torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "pruned_model.ckpt")
     (tmp_path / "cfg.txt").write_text(f"{arrays['heads'].tolist()}\n{arrays['neurons'].tolist()}\n")
     rng = torch.random.get_rng_state()
-    pruned = load_published(tmp_path, CONFIG)
+    pruned = load_tap(tmp_path, CONFIG)
     assert torch.equal(torch.random.get_rng_state(), rng)
     assert prunable(pruned).heads_per_layer == arrays["heads"].tolist()
     scores, _ = pruned.generate(batch)
     np.testing.assert_allclose(scores.numpy(), arrays[f"scores_{which}_masks"], rtol=1e-3, atol=1e-4)
     if which == "unit":
-        save_published(pruned, tmp_path / "again")
+        save_tap(pruned, tmp_path / "again")
         written = torch.load(tmp_path / "again" / "pruned_model.ckpt", weights_only=True)
         assert written.keys() == {"model"} and written["model"].keys() == state.keys()
         assert all(torch.equal(value, state[name]) for name, value in written["model"].items())
@@ -83,7 +82,7 @@ def test_trained_masks_are_written_and_folded_on_reading(pruned, tmp_path):
         heads=[0.5 + torch.rand(n) for n in encoder.heads_per_layer],
         neurons=[0.5 + torch.rand(n) for n in encoder.neurons_per_layer],
     )
-    save_published(pruned, tmp_path / "a", scales)
+    save_tap(pruned, tmp_path / "a", scales)
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["cfg.txt", "pruned_model.ckpt"]
     h, n = encoder.heads_per_layer, encoder.neurons_per_layer
     assert h[0] == n[1] == 0
@@ -96,24 +95,24 @@ def test_trained_masks_are_written_and_folded_on_reading(pruned, tmp_path):
         (n[1],),
     ]
     assert state.keys() - pruned.state_dict().keys() == {name for i in range(2) for name in names(i)}
-    loaded = load_published(tmp_path / "a", SMALL)
+    loaded = load_tap(tmp_path / "a", SMALL)
     assert not loaded.training and loaded.config == SMALL
     fold(encoder, scales)
     assert loaded.state_dict().keys() == pruned.state_dict().keys()
     assert all(torch.equal(value, pruned.state_dict()[name]) for name, value in loaded.state_dict().items())
     with pytest.raises(ValueError, match=r"masks\.heads: shapes"):
-        save_published(pruned, tmp_path / "b", SimpleNamespace(heads=scales.neurons, neurons=scales.heads))
+        save_tap(pruned, tmp_path / "b", SimpleNamespace(heads=scales.neurons, neurons=scales.heads))
     assert not (tmp_path / "b").exists()
 
 
 def test_a_retrained_checkpoint_may_have_another_name(pruned, tmp_path):
-    save_published(pruned, tmp_path)
+    save_tap(pruned, tmp_path)
     (tmp_path / "retrain").mkdir()
     (tmp_path / "pruned_model.ckpt").rename(tmp_path / "retrain" / "best.ckpt")
-    loaded = load_published(tmp_path, SMALL, checkpoint="retrain/best.ckpt")
+    loaded = load_tap(tmp_path, SMALL, checkpoint="retrain/best.ckpt")
     assert prunable(loaded).heads_per_layer == prunable(pruned).heads_per_layer
     with pytest.raises(CheckpointError, match=r"pruned_model\.ckpt does not exist"):
-        load_published(tmp_path, SMALL)
+        load_tap(tmp_path, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -135,20 +134,20 @@ def test_a_retrained_checkpoint_may_have_another_name(pruned, tmp_path):
 def test_a_wrong_cfg_is_refused_and_never_run(text, message, tmp_path):
     (tmp_path / "cfg.txt").write_text(text)
     with pytest.raises(CheckpointError, match=message):
-        load_published(tmp_path, SMALL)
+        load_tap(tmp_path, SMALL)
 
 
 def test_files_that_disagree_are_refused(pruned, tmp_path):
     with pytest.raises(CheckpointError, match=r"no file .*cfg\.txt"):
-        load_published(tmp_path, SMALL)
-    save_published(pruned, tmp_path)
+        load_tap(tmp_path, SMALL)
+    save_tap(pruned, tmp_path)
     text = (tmp_path / "cfg.txt").read_text()
     (tmp_path / "cfg.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="not a text file"):
-        load_published(tmp_path, SMALL)
+        load_tap(tmp_path, SMALL)
     (tmp_path / "cfg.txt").write_text("[3,3]\n[5,5]\n")
     with pytest.raises(CheckpointError, match=r"mmt\.encoder\.layer\.0\.attention\.self\.query\.weight has shape"):
-        load_published(tmp_path, SMALL)
+        load_tap(tmp_path, SMALL)
     (tmp_path / "cfg.txt").write_text(text)
     state = torch.load(tmp_path / "pruned_model.ckpt", weights_only=True)["model"]
     head, neuron = names(0)[0], names(0)[1]
@@ -160,19 +159,4 @@ def test_files_that_disagree_are_refused(pruned, tmp_path):
         wrong = {k: v for k, v in state.items() if k != name} | ({} if value is None else {name: value})
         torch.save({"model": wrong}, tmp_path / "pruned_model.ckpt")
         with pytest.raises(CheckpointError, match=message):
-            load_published(tmp_path, SMALL)
-
-
-def test_mask_files_of_the_frameworks_round_trip(tmp_path):
-    theirs = small.PUBLISHED_MASKS / "clip-vit-base-patch16_0.75_seed_1"
-    masks = Masks.from_published(theirs)
-    assert masks.equal(Masks.from_published(theirs / "head_mask.pt", theirs / "neuron_mask.pt"))
-    folder = tmp_path / "outputs" / "clip-vit-base-patch16" / "mscoco" / "0.75" / "seed_1"
-    masks.save_published(folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["head_mask.pt", "neuron_mask.pt"]
-    for name in ("head_mask.pt", "neuron_mask.pt"):
-        a, b = (torch.load(place / name, map_location="cpu", weights_only=True) for place in (folder, theirs))
-        assert a.dtype == b.dtype == torch.float32 and torch.equal(a, b)
-    assert Masks.from_published(folder).equal(masks)
-    with pytest.raises(FileNotFoundError, match=r"head_mask\.pt"):
-        Masks.from_published(tmp_path)
+            load_tap(tmp_path, SMALL)

@@ -4,8 +4,8 @@ Trainable are a mask value per kept head and neuron, the modules that score the 
 else stays frozen. Adam, its own learning rate for masks, clipped gradients, one pass. In the end the mask values are
 folded into the output projections, so that the retrained model costs nothing extra.
 
-Training runs on what `accelerate` finds (`lfpr.training.processes`), and goes on from its last checkpoint as if it had
-never been interrupted (`lfpr.training.resume`).
+Training runs on what `accelerate` finds (`processes`), and goes on from its last checkpoint as if it had never been
+interrupted (`resume`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from lfpr.encoder import PrunableEncoder
 from lfpr.masks import Masks
-from lfpr.shrink import _evaluating, fold
-from lfpr.training.processes import PRECISIONS, accelerator, add_gradients, each, gather, plan, same_start, shares
+from lfpr.modes import evaluating
+from lfpr.shrink import fold as fold_masks
+from lfpr.training.processes import PRECISIONS, add_gradients, each, find_accelerator, gather, plan, same_start, shares
 from lfpr.training.resume import load_checkpoint, random_state, restore_random, save_checkpoint
 
 Loss = Callable[[Any], Tensor | tuple[Tensor, Tensor]]
@@ -33,7 +34,7 @@ Loss = Callable[[Any], Tensor | tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class ReSt:
-    """Settings of ReSt; the defaults are the published ones (LFPR, Poh et al. 2024).
+    """Settings of ReSt; the defaults are those of the paper (LFPR, Poh et al. 2024).
 
     last_layers: k, how many of the last encoder layers are trained wholly. lr, mask_lr: Adam's learning rates of the
     parameters and of the masks. clip: largest gradient norm. cosine: decay both rates to zero along a half cosine.
@@ -85,6 +86,7 @@ def retrain(
     progress: bool = True,
     *,
     parameters: Iterable[nn.Parameter] = (),
+    fold: bool = True,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 100,
     score: Callable[[], float] | None = None,
@@ -93,8 +95,9 @@ def retrain(
     """Retrain `model` in place by one pass over `batches`; returns the final mask values and the log.
 
     model: contains the pruned `encoder`. heads: modules trained wholly beside masks and last layers (TAP: classifier
-    and OCR pointer network). parameters: others to train, for example of LayerNorms. The masks are folded into
-    `model` in the end, and its device and its parameters' `requires_grad` are as before.
+    and OCR pointer network). parameters: others to train, for example of LayerNorms. In the end the masks are folded
+    into `model`, or with `fold=False` left to `lfpr.fold(encoder, masks)`, without which the model is not the retrained
+    one; its device and its parameters' `requires_grad` are as before.
 
     loss(batch): a scalar, or a pair of the sum over the batch and the count it is to be divided by. Several processes
     (`lfpr.training.processes`) need the pair: sums and counts are added over all shares of a batch, so the gradient is
@@ -118,7 +121,7 @@ def retrain(
     if score_every < 0 or (score_every > 0) != (score is not None):
         raise ValueError(f"score_every = {score_every}: must be above 0 with score, and 0 without")
     batches = list(batches) if not hasattr(batches, "__len__") else batches
-    home, place = next(model.parameters()).device, accelerator(settings.mixed_precision)
+    home, accelerator = next(model.parameters()).device, find_accelerator(settings.mixed_precision)
     masks, order, total = TrainableMasks(encoder), plan(batches), len(batches)
     modules = [model, masks, *heads]
     trained = [p for module in modules[2:] for p in module.parameters()] + list(parameters)
@@ -128,18 +131,18 @@ def retrain(
         for p, _ in before:
             p.requires_grad_(False)
         for module in modules:
-            same_start(module.to(place.device))
-        run = _Training(list(dict.fromkeys(trained)), masks, list(model.buffers()), settings, total, place)
+            same_start(module.to(accelerator.device))
+        run = _Training(list(dict.fromkeys(trained)), masks, list(model.buffers()), settings, total, accelerator)
         run.about["order of the data"] = zlib.crc32(repr(order).encode())
         stream = run.start(batches, order, checkpoint)
-        if progress and place.is_main_process:
+        if progress and accelerator.is_main_process:
             stream = tqdm(stream, desc="retrain", total=total, initial=len(run.log))
         with encoder.masked(masks):
             for batch, counts in stream:
                 row = run.step(batch, loss, counts)
                 done = row["iteration"]
-                if score and place.is_main_process and (done % score_every == 0 or done == total):
-                    row["score"] = _scored(score, model, home, place.device)
+                if score and accelerator.is_main_process and (done % score_every == 0 or done == total):
+                    row["score"] = _scored(score, model, home, accelerator.device)
                     run.clock = time.perf_counter()
                 if checkpoint and (done % checkpoint_every == 0 or done == total):
                     run.save(checkpoint)
@@ -149,7 +152,8 @@ def retrain(
             p.grad = None
         for module in modules:
             module.to(home)
-    fold(encoder, masks)
+    if fold:
+        fold_masks(encoder, masks)
     return masks, run.log
 
 
@@ -157,7 +161,7 @@ class _Training:
     """What changes while training, and how one batch changes it."""
 
     def __init__(
-        self, trained: list[nn.Parameter], masks: TrainableMasks, buffers: list, settings: ReSt, total: int, place
+        self, trained: list[nn.Parameter], masks: TrainableMasks, buffers: list, settings: ReSt, total: int, accelerator
     ) -> None:
         values = [p for p in masks.parameters() if p.numel()]
         self.parameters, self.buffers = trained + values, buffers
@@ -167,35 +171,35 @@ class _Training:
         optimiser = torch.optim.Adam([group for group in groups if group["params"]], eps=1e-8, foreach=True)
         decay = (lambda i: 0.5 * (1 + math.cos(math.pi * i / total))) if settings.cosine else (lambda i: 1.0)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, decay)
-        self.optimiser, self.place = place.prepare(optimiser), place
+        self.optimiser, self.accelerator = accelerator.prepare(optimiser), accelerator
         self.settings = settings
         self.log: list[dict] = []
         self.seconds, self.clock = 0.0, time.perf_counter()
         shapes = [list(p.shape) for p in self.parameters]
-        sizes = {"batches": total, "processes": place.num_processes}
+        sizes = {"batches": total, "processes": accelerator.num_processes}
         self.about = {"settings": asdict(settings), "shapes": shapes} | sizes  # what a checkpoint must agree in
 
     def start(self, batches: Iterable[Any], order: list | None, checkpoint: str | Path | None) -> Iterator:
         """The batches to train on (`shares`): all, or those after the checkpoint, which is loaded."""
-        found = load_checkpoint(checkpoint, self.about) if checkpoint else None
-        if self.place.process_index:
-            torch.manual_seed(torch.initial_seed() + self.place.process_index)  # dropout of its own
-        stream = shares(batches, order, len(found["log"]) if found else 0, self.place)
-        if found:
-            self.restore(found)  # after the loader has started, which may draw a random number
+        saved = load_checkpoint(checkpoint, self.about) if checkpoint else None
+        if self.accelerator.process_index:
+            torch.manual_seed(torch.initial_seed() + self.accelerator.process_index)  # dropout of its own
+        stream = shares(batches, order, len(saved["log"]) if saved else 0, self.accelerator)
+        if saved:
+            self.restore(saved)  # after the loader has started, which may draw a random number
         return stream
 
     def step(self, batch: Any, loss: Loss, counts: bool) -> dict:
         """Train on one batch, or this process's share of it; `counts` is False for a share that is empty."""
-        place, several, iteration = self.place, self.place.num_processes > 1, len(self.log) + 1
-        if place.device.type != "cpu":
-            batch = each(batch, lambda t: t.to(place.device))
-        with place.autocast():
+        accelerator, several, iteration = self.accelerator, self.accelerator.num_processes > 1, len(self.log) + 1
+        if accelerator.device.type != "cpu":
+            batch = each(batch, lambda t: t.to(accelerator.device))
+        with accelerator.autocast():
             result = loss(batch)
         if isinstance(result, tuple):
             total, count = result[0] * counts, result[1] * counts
             sums = torch.stack([total.detach(), count.detach().to(total)])
-            sums = place.reduce(sums, "sum") if several else sums
+            sums = accelerator.reduce(sums, "sum") if several else sums
             whole = torch.where(sums[1] > 0, sums[1], 1)
             value, shown = total / whole, sums[0] / whole
         elif several:
@@ -205,12 +209,12 @@ class _Training:
         if not shown.isfinite():
             raise FloatingPointError(f"the loss of iteration {iteration} is {shown.item()}; lower lr or mask_lr")
         self.optimiser.zero_grad(set_to_none=True)
-        place.backward(value)
+        accelerator.backward(value)
         if several:
-            add_gradients(self.parameters, place)
-        norm = place.clip_grad_norm_(self.parameters, self.settings.clip)
+            add_gradients(self.parameters, accelerator)
+        norm = accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimiser.step()
-        if not place.optimizer_step_was_skipped:  # as fp16 does while it looks for a scale
+        if not accelerator.optimizer_step_was_skipped:  # as fp16 does while it looks for a scale
             self.schedule.step()
         row = {"iteration": iteration, "loss": shown.item(), "grad_norm": norm.item()}
         now = time.perf_counter()
@@ -219,13 +223,13 @@ class _Training:
         return self.log[-1]
 
     def save(self, folder: str | Path) -> None:
-        draws = gather(random_state(self.place.device))
-        if self.place.is_main_process:
+        draws = gather(random_state(self.accelerator.device))
+        if self.accelerator.is_main_process:
             state = {
                 "tensors": [t.detach() for t in self.parameters + self.buffers],
                 "optimiser": self.optimiser.state_dict(),
                 "schedule": self.schedule.state_dict(),
-                "scaler": self.place.scaler and self.place.scaler.state_dict(),
+                "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
                 "random": draws,
                 "log": self.log,
                 "seconds": self.seconds,  # those of interrupted parts add up
@@ -238,17 +242,17 @@ class _Training:
             tensor.copy_(value)
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
-        if self.place.scaler:
-            self.place.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.log, self.seconds, self.clock = state["log"], state["seconds"], time.perf_counter()
-        restore_random(state["random"][self.place.process_index], self.place.device)
+        restore_random(state["random"][self.accelerator.process_index], self.accelerator.device)
 
 
 def _scored(score: Callable[[], float], model: nn.Module, home: torch.device, device: torch.device) -> float:
     """`score()` on the device the caller had `model` on, without effect on the random numbers of training."""
     state = random_state(device)
     model.to(home)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         value = float(score())
     model.to(device)
     restore_random(state, device)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import lfpr
 from lfpr.experiments import tap_stages as stages
 from lfpr.experiments.runs import Stage
-from lfpr.tap.label_free import labelled
+from lfpr.tap.objectives import labelled
 from lfpr.training.processes import plan, shares
 from lfpr.training.resume import FILE
 
@@ -43,7 +43,7 @@ def assert_same(found: dict, wanted: dict, tolerance: float = 0.0) -> None:
     for part in ("masks", "state") if not tolerance else ("masks",):
         for name, value in wanted[part].items():
             torch.testing.assert_close(found[part][name], value, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(found["scores"], wanted["scores"], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found["logits"], wanted["logits"], rtol=tolerance, atol=tolerance)
     if not tolerance:
         assert found["log"] == wanted["log"]
     for row, other in zip(found["log"], wanted["log"], strict=True):
@@ -266,3 +266,22 @@ def test_two_processes_build_one_stage(whole, launched):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     losses, wanted = ([row["loss"] for row in json.loads((f / "log.json").read_text())] for f in (folder, whole.folder))
     assert losses == pytest.approx(wanted, rel=1e-4)
+
+
+def test_folding_can_be_a_step_of_its_own():
+    folded, masks, _ = small.retrain(small.tap())
+    model, again, _ = small.retrain(small.tap(), fold=False)
+    assert all(torch.equal(a, b) for a, b in zip(masks.parameters(), again.parameters(), strict=True))
+    plain, state = model.state_dict(), folded.state_dict()
+    changed = {name for name in state if not torch.equal(plain[name], state[name])}
+    layers = [f"mmt.encoder.layer.{i}" for i in range(2)]
+    assert changed == {f"{layer}.{part}.dense.weight" for layer in layers for part in ("attention.output", "output")}
+    lfpr.fold(lfpr.prunable(model), again)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_one_process_on_a_cpu_needs_no_accelerate():
+    code = "import sys, lfpr; lfpr.ReSt(); from lfpr.training.processes import find_accelerator as find; find()\n"
+    environment = os.environ | {"PYTHONPATH": str(Path(lfpr.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", f"{code}assert 'accelerate' not in sys.modules"]
+    subprocess.run(command, check=True, env=environment, timeout=60)

@@ -1,9 +1,9 @@
-"""LFPR's published files of a pruned TAP: `pruned_model.ckpt` with trainable masks, and `cfg.txt` beside it.
+"""LFPR's released files of a pruned TAP: `pruned_model.ckpt` with trainable masks, and `cfg.txt` beside it.
 
 The checkpoint is `{"model": state_dict}` with the kept rows and columns, and the masks by which the published model
 multiplies also at inference: `mmt.encoder.layer.I.attention.self.head_mask.mask` [1, heads, 1, 1] and
 `mmt.encoder.layer.I.intermediate.ffn_mask.mask` [neurons]. `cfg.txt` has two lines, the number of heads and of neurons
-that each MMT layer keeps, as Python lists without spaces (scripts pass them on as single words). The published code
+that each MMT layer keeps, as Python lists without spaces (scripts pass them on as single words). The released code
 has heads of 64; files of other sizes are read and written alike here, but not there.
 """
 
@@ -24,7 +24,7 @@ from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.model import TAP, TAPConfig
 
 
-def save_published(pruned: TAP, folder: str | Path, masks: Any = None) -> None:
+def save_tap(pruned: TAP, folder: str | Path, masks: Any = None) -> None:
     """Write `pruned_model.ckpt` and `cfg.txt` into `folder`, each whole or not at all.
 
     masks: values [h] and [n] of the kept heads and neurons per layer (lists of tensors as in `TrainableMasks`) that are
@@ -45,7 +45,7 @@ def save_published(pruned: TAP, folder: str | Path, masks: Any = None) -> None:
     write_whole(Path(folder) / "cfg.txt", lambda partial: partial.write_text(lines))
 
 
-def load_published(folder: str | Path, config: TAPConfig, checkpoint: str = "pruned_model.ckpt") -> TAP:
+def load_tap(folder: str | Path, config: TAPConfig, checkpoint: str = "pruned_model.ckpt") -> TAP:
     """The pruned TAP in `folder`, its trained masks folded into the weights, in evaluation mode, on the CPU.
 
     config: sizes of the *unpruned* model. checkpoint: its name in `folder`, for a retrained one. Raises
@@ -106,7 +106,7 @@ def _counts(path: Path, what: str, line: str, layers: int, most: int) -> list[in
 
 
 def _names(encoder: PrunableEncoder) -> list[tuple[str, str]]:
-    """The published names of each layer's head and neuron mask."""
+    """The released names of each layer's head and neuron mask."""
     return [
         (f"{part.path}.attention.self.head_mask.mask", f"{part.path}.intermediate.ffn_mask.mask")
         for part in encoder.parts

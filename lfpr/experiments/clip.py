@@ -1,0 +1,409 @@
+"""CLIP on MSCOCO: only the vision tower is pruned, and constraints count its multiply-accumulates (MACs).
+
+Images are decoded batch by batch; what stays in memory are features and mask gradients. Text features and unpruned
+image features are computed once: pruning leaves the text tower alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lfpr.budget import check_choice
+from lfpr.clip import coco
+from lfpr.clip.distil import distillation_loss, extra, loader
+from lfpr.clip.objectives import CAPTION, Attached, Batch, contrastive, image_features, label_free, text_features
+from lfpr.clip.processor import Processor
+from lfpr.clip.retrieval import Encoded, compare, encode_images, encode_texts, match, recall, vision_cost
+from lfpr.cost import MacCost
+from lfpr.encoder import prunable
+from lfpr.experiments.cell import SCORINGS, Cell
+from lfpr.experiments.runs import Stage, file_hash, fingerprint
+from lfpr.experiments.task import Task
+from lfpr.files import CheckpointError, shipped, write_whole
+from lfpr.masks import Masks
+from lfpr.mini.coco import write_coco
+from lfpr.save import save_pruned, without_progress_bar
+from lfpr.training.retrain import ReSt
+
+if TYPE_CHECKING:
+    from transformers import CLIPConfig, CLIPModel
+
+
+@dataclass(frozen=True)
+class CLIPSettings:
+    """Sizes and amounts of a profile.
+
+    num_samples: training images, with their first captions, behind the importance, in batches of `score_batch` (the
+    contrastive loss compares within a batch); scoring: "per-sample" label-free gradients per image, which give a better
+    importance and take 4 bytes for each image and mask, or "batched". rescale_samples, rescale_batch, ridge: of the
+    least-squares mask tuning (`lfpr.rescale`). rest: learning rates of the distillation, which makes `retrain_passes`
+    passes, whole or in part, over `retrain_images` training images (0: all) or a share of them, in batches of
+    `retrain_batch`, at least one, with a checkpoint after every `checkpoint_every`. eval_batch: images or captions
+    encoded at a time; num_eval: validation images, all if 0; eval_captions: their "first" captions, as published, or
+    "all". shortlist: m, images that the full model re-ranks; reranked: f, the published share of images that it is
+    assumed ever to encode. workers: at most how many processes decode images; on_error: "stop" at a broken image or
+    "skip" it. train_images, val_images: of the mini data.
+    """
+
+    num_samples: int
+    score_batch: int
+    scoring: str
+    rescale_samples: int
+    rescale_batch: int
+    rest: ReSt
+    retrain_batch: int
+    retrain_passes: float
+    eval_batch: int
+    retrain_images: int = 0
+    checkpoint_every: int = 100
+    ridge: float = 0.1
+    num_eval: int = 0
+    eval_captions: str = "first"
+    shortlist: int = 50
+    reranked: float = 0.1
+    workers: int = 0
+    on_error: str = "stop"
+    train_images: int = 0
+    val_images: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("scoring", self.scoring, SCORINGS[:2])
+        check_choice("eval_captions", self.eval_captions, ("first", "all"))
+        check_choice("on_error", self.on_error, coco.ON_ERROR)
+        sizes = ("num_samples", "score_batch", "rescale_samples", "rescale_batch", "retrain_batch", "eval_batch")
+        for name in (*sizes, "shortlist"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if not self.retrain_passes > 0:
+            raise ValueError(f"retrain_passes = {self.retrain_passes}: must be above 0")
+        if not 0 <= self.reranked <= 1:
+            raise ValueError(f"reranked = {self.reranked}: must be in [0, 1]")
+
+
+class Reference(NamedTuple):
+    """The unpruned model's features of the validation split; pairs [T]: the row of each caption's image."""
+
+    images: Encoded
+    texts: Encoded
+    pairs: Tensor
+
+
+class CLIPTask(Task):
+    """A CLIP's vision tower on COCO's images and captions. The checkpoint is a Hugging Face folder or hub id."""
+
+    SETTINGS: ClassVar[dict[str, CLIPSettings]] = {
+        "mini": CLIPSettings(
+            num_samples=1024,
+            score_batch=32,
+            scoring="per-sample",
+            rescale_samples=256,
+            rescale_batch=64,
+            rest=ReSt(last_layers=2, lr=1e-3, mask_lr=1e-2, clip=1.0, cosine=True),
+            retrain_batch=64,
+            retrain_passes=2.5,
+            eval_batch=250,
+            shortlist=10,  # of 1,000 images: the share that 50 are of COCO's 5,000
+            train_images=3000,
+            val_images=1000,
+        ),
+        "full": CLIPSettings(
+            num_samples=8192,
+            score_batch=32,
+            scoring="batched",
+            rescale_samples=1024,
+            rescale_batch=32,
+            rest=ReSt(last_layers=2, lr=1e-5, mask_lr=1e-3, clip=1.0, cosine=True),
+            retrain_batch=64,
+            retrain_passes=0.65,
+            eval_batch=64,
+            workers=4,
+        ),
+    }
+    shared = ("model", "processor")
+
+    def _set_up(self, runs: Path, data_root, checkpoint) -> None:
+        self.data_root = Path(data_root) if data_root else runs / "data" / "mscoco-mini"
+        self.checkpoint = str(checkpoint or shipped(self.spec.name))
+        if not Path(self.checkpoint).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.checkpoint):
+            raise CheckpointError(f"checkpoint = {self.checkpoint}: neither a folder nor a hub id (see data/README.md)")
+
+    # ---- the model
+
+    @cached_property
+    def model(self) -> CLIPModel:
+        """The unpruned model in evaluation mode, float32."""
+        from transformers import CLIPModel  # seconds, which those who only look at finished stages need not wait
+
+        try:
+            with without_progress_bar():
+                model, info = CLIPModel.from_pretrained(self.checkpoint, dtype=torch.float32, output_loading_info=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"checkpoint {self.checkpoint} cannot be read: {error}") from error
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])[:3]
+            raise CheckpointError(f"checkpoint {self.checkpoint} lacks {missing} of a CLIP model")
+        return model.eval()
+
+    @property
+    def part(self) -> nn.Module:
+        """The vision tower."""
+        return self.model.vision_model
+
+    @property
+    def config(self) -> CLIPConfig:
+        """The model's `CLIPConfig`."""
+        return self.model.config
+
+    @property
+    def cost(self) -> MacCost:
+        """MACs of the vision tower's layers for an image: patches and the class token."""
+        return vision_cost(self.model)
+
+    def describe(self, model: CLIPModel) -> dict[str, Any]:
+        """Parameters and MACs of the vision layers, the share of the unpruned MACs, heads and neurons per layer."""
+        encoder = prunable(model.vision_model)
+        heads, neurons = encoder.heads_per_layer, encoder.neurons_per_layer
+        macs = self.cost.of(sum(heads), sum(neurons))
+        sizes = {"parameters": encoder.num_parameters, "macs": macs, "fraction": macs / self.cost.full}
+        return sizes | {"heads": heads, "neurons": neurons}
+
+    def forward(self, model: CLIPModel, batch: Batch) -> Tensor:
+        """Raw image features."""
+        return image_features(model, batch)
+
+    def check_batches(self) -> coco.Batches:
+        """64 validation images."""
+        return self.images("val", 32, indices=self.sample("val", 64, 0))
+
+    # ---- images and captions
+
+    @cached_property
+    def processor(self) -> Processor:
+        """What turns images and captions into tensors, as the checkpoint says."""
+        return Processor(self.checkpoint)
+
+    @cached_property
+    def root(self) -> Path:
+        """The data folder; the mini profile's is rendered when first needed."""
+        if self.profile == "mini":
+            write_coco(self.data_root, self.settings.train_images, self.settings.val_images)
+        return self.data_root
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """Hashes of the model's files and the annotations."""
+        folder = Path(self.checkpoint)
+        files = {file.name: file_hash(file) for file in sorted(folder.glob("*")) if file.is_file()}
+        model = fingerprint(files) if folder.is_dir() else f"{self.checkpoint}@{self.config._commit_hash}"
+        annotations = {split: file_hash(coco.annotation_file(self.root, split)) for split in coco.SPLITS}
+        return {"checkpoint": model} | annotations
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Which images and captions."""
+        return {"num_eval": self.settings.num_eval, "eval_captions": self.settings.eval_captions}
+
+    def data(self, split: str, **options: Any) -> coco.COCOCaptions:
+        """Images with captions of `train` or `val` (see `lfpr.clip.coco.COCOCaptions`)."""
+        return coco.COCOCaptions(self.root, split, **options)
+
+    def images(self, split: str, batch_size: int, **options: Any) -> coco.Batches:
+        """Batches of the images of `data(split, **options)`."""
+        return coco.images(self.data(split, **options), batch_size, self.processor, **self.reading)
+
+    @property
+    def workers(self) -> int:
+        """Processes that decode images: as many as the settings say, but no more than there are cores."""
+        return min(self.settings.workers, os.cpu_count() or 1)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How images are read."""
+        return {"workers": self.workers, "on_error": self.settings.on_error}
+
+    def check(self, split: str, limit: int | None = None) -> dict[str, Any]:
+        """What is in a split's files, and the images that cannot be used (see `lfpr.clip.coco.check`)."""
+        return coco.check(self.root, split, limit, max(1, self.workers))
+
+    def sample(self, split: str, count: int, seed: int) -> list[int]:
+        """`count` images of a split, drawn by `seed`, in increasing order; all if there are no more."""
+        total = len(self.data(split).image_ids)
+        return sorted(np.random.default_rng(seed).permutation(total)[:count].tolist())
+
+    # ---- importance and fitted masks
+
+    def sampling(self, cell: Cell) -> dict[str, Any]:
+        """Number of images, batch and scoring. Raises ValueError for a scoring or step that CLIP does not have."""
+        check_choice("scoring", cell.scoring, SCORINGS[:2])
+        if cell.step is not None:
+            raise ValueError(f"step = {cell.step}: {self.spec.name} decodes no steps")
+        return {"num_samples": cell.num_samples, "batch": self.settings.score_batch, "scoring": cell.scoring}
+
+    def batches(self, cell: Cell) -> Iterable[Batch]:
+        """Training images, and the features that the method's objective needs."""
+        indices = self.sample("train", cell.num_samples, cell.seed)
+        if cell.method == "fisher":
+            data = self.data("train", indices=indices)
+            pairs = coco.batches(data, self.settings.score_batch, self.processor, **self.reading)
+            return Attached(pairs, "text_features", lambda batch: text_features(self.model, batch), CAPTION)
+        images = self.images("train", self.settings.score_batch, indices=indices)
+        return Attached(images, "image_features", lambda batch: image_features(self.model, batch))
+
+    def objective(self, cell: Cell) -> Callable[[Batch], Tensor]:
+        """CLIP's contrastive loss (fisher), or the label-free objective."""
+        return contrastive(self.model) if cell.method == "fisher" else label_free(self.model)
+
+    def per_sample(self, cell: Cell) -> bool:
+        """As the cell says; the contrastive loss compares the images of a batch and has no gradient per sample."""
+        return cell.scoring == "per-sample" and cell.method == "label-free"
+
+    def sample_numbers(self, cell: Cell) -> dict[str, Any]:
+        """How many images."""
+        return {"samples": len(self.sample("train", cell.num_samples, cell.seed))}
+
+    @property
+    def fitting(self) -> dict[str, Any]:
+        """How many images, and the ridge."""
+        return {"rescale_samples": self.settings.rescale_samples, "ridge": self.settings.ridge}
+
+    @property
+    def fit_options(self) -> dict[str, Any]:
+        """The ridge."""
+        return {"ridge": self.settings.ridge}
+
+    def calibration(self, seed: int) -> coco.Batches:
+        """Training images."""
+        indices = self.sample("train", self.settings.rescale_samples, seed)
+        return self.images("train", self.settings.rescale_batch, indices=indices)
+
+    def run(self, batch: Batch) -> Tensor:
+        """The tower's pooled output."""
+        return self.model.vision_model(pixel_values=batch["pixel_values"]).pooler_output
+
+    # ---- retraining
+
+    def teach(self) -> Stage:
+        """The unpruned model's features of all training images that distillation may take."""
+        count = self.settings.retrain_images
+
+        def build(folder: Path) -> dict:
+            images = self.images("train", self.settings.eval_batch, limit=count or None)
+            targets = encode_images(self.model, images, "targets")
+            save_encoded(folder / "features.safetensors", image=targets)
+            return {"images": len(targets.image_id)}
+
+        return self.stage("targets", {"images": count}, build)
+
+    def amounts(self, cell: Cell) -> tuple[dict[str, Any], ReSt]:
+        """By default all training images, as often as the settings say."""
+        settings = self.settings
+        layers = settings.rest.last_layers if cell.last_layers is None else cell.last_layers
+        amounts = {"percent": 100 if cell.percent is None else cell.percent, "batch": settings.retrain_batch}
+        amounts |= {"passes": settings.retrain_passes, "images": settings.retrain_images}
+        return amounts, replace(settings.rest, last_layers=layers if cell.trained == "last" else 0)
+
+    def training(self, student: CLIPModel, cell: Cell) -> dict[str, Any]:
+        """Distillation (`lfpr.clip.distil`) on the unpruned model's image features."""
+        settings, (amounts, rest) = self.settings, self.amounts(cell)
+        (targets,) = load_encoded(self.teach().folder / "features.safetensors", "image")
+        data = self.data("train", limit=settings.retrain_images or None)
+        images = coco.images(data, settings.retrain_batch, self.processor)
+        readable = torch.isin(torch.tensor(data.image_ids), targets.image_id)
+        features = torch.zeros(len(readable), targets.features.shape[1])
+        features[readable] = targets.features
+        rows = readable.nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(cell.seed))]
+        rows = rows[: max(1, round(len(rows) * amounts["percent"] / 100))]
+        steps = max(1, round(settings.retrain_passes * len(rows) / settings.retrain_batch))
+        return {
+            "encoder": prunable(student.vision_model),
+            "heads": [],
+            "batches": loader(images.reader, features, rows, settings.retrain_batch, steps, cell.seed, self.workers),
+            "loss": distillation_loss(student),
+            "settings": rest,
+            "parameters": extra(student.vision_model, cell.trained),
+            "checkpoint_every": settings.checkpoint_every,
+        }
+
+    # ---- scores
+
+    def features(self) -> Stage:
+        """The unpruned model's features of the validation images and captions, in `features.safetensors`."""
+        settings = self.settings
+
+        def build(folder: Path) -> dict:
+            data = self.data("val", captions=settings.eval_captions, limit=settings.num_eval or None)
+            captions = coco.captions(data, settings.eval_batch, self.processor, workers=self.workers)
+            images, texts = self.encode(self.model), encode_texts(self.model, captions, "captions")
+            kept = torch.isin(texts.image_id, images.image_id)  # broken images that are skipped take theirs along
+            texts = Encoded(*(column[kept] for column in texts))
+            save_encoded(folder / "features.safetensors", image=images, text=texts)
+            return {"images": len(images.image_id), "captions": len(texts.image_id)}
+
+        return self.stage("features", self.evaluation, build)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What the stage `features` holds."""
+        images, texts = load_encoded(self.features().folder / "features.safetensors", "image", "text")
+        return Reference(images, texts, match(images, texts))
+
+    def encode(self, model: CLIPModel) -> Encoded:
+        """Features of the validation images by `model`, which may be pruned."""
+        images = self.images("val", self.settings.eval_batch, limit=self.settings.num_eval or None)
+        return encode_images(model, images, "images")
+
+    def score(self, features: Tensor) -> dict[str, Any]:
+        """`score` (text→image Recall@1), `r1` ..., `i2t_r1` ... of features [I, D] of the validation images, against
+        the unpruned model's features of their captions; `questions`: how many captions."""
+        recalls = recall(features, self.reference.texts.features, pairs=self.reference.pairs)
+        return {"score": recalls["r1"], "questions": len(self.reference.pairs)} | recalls
+
+    def baseline(self) -> Stage:
+        """The unpruned model's recall."""
+        return self.stage("baseline", self.evaluation, lambda folder: self.score(self.reference.images.features))
+
+    def evaluate(self, model: CLIPModel) -> dict[str, Any]:
+        """Recall of `model`, whose text tower must be the unpruned one's (see `score`)."""
+        return self.score(self.encode(model).features)
+
+    def evaluate_masked(self, masks: Masks) -> dict[str, Any]:
+        """Recall of the unpruned model under `masks`."""
+        with self.encoder.masked(masks):
+            return self.evaluate(self.model)
+
+    def save(self, model: CLIPModel, folder: Path) -> dict[str, Any]:
+        """Save a pruned model and, in `features.safetensors`, its validation features; its size and recall."""
+        images = self.encode(model)
+        save_encoded(folder / "features.safetensors", image=images)
+        save_pruned(model.eval(), folder / "model")
+        return self.describe(model) | self.score(images.features)
+
+    def compare(self, models: Mapping[str, CLIPModel]) -> dict[str, dict[str, float]]:
+        """Size and speed side by side, on a batch of validation images (`lfpr.clip.retrieval`)."""
+        return compare(models, next(iter(self.images("val", min(64, self.settings.eval_batch)))))
+
+
+def save_encoded(path: Path, **parts: Encoded) -> None:
+    """Write features with their ids as `PART.COLUMN`, whole or not at all."""
+    columns = {f"{part}.{name}": value for part, rows in parts.items() for name, value in rows._asdict().items()}
+    tensors = {name: value.contiguous() for name, value in columns.items() if value is not None}
+    write_whole(path, lambda partial: save_file(tensors, partial))
+
+
+def load_encoded(path: Path, *parts: str) -> list[Encoded]:
+    """What `save_encoded` wrote of these parts."""
+    tensors = load_file(path)
+    return [Encoded(*(tensors.get(f"{part}.{name}") for name in Encoded._fields)) for part in parts]

@@ -1,0 +1,296 @@
+"""An experiment: the stages from importance to the retrained model, the same for every task.
+
+Each stage is loaded from `runs/` if it was computed with the same parameters on the same inputs, else computed and
+kept. `result` of a stage is a dict of numbers, `folder` holds its files. The steps themselves are calls of `lfpr`; the
+notebooks show them one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lfpr.cost import LinearCost
+from lfpr.encoder import PrunableEncoder
+from lfpr.experiments.cell import PLACE, RETRAINING, Cell
+from lfpr.experiments.methods import METHODS
+from lfpr.experiments.runs import Run, Runs, Stage, checkpoint_of
+from lfpr.experiments.specs import ExperimentSpec
+from lfpr.experiments.task import Task
+from lfpr.files import write_json
+from lfpr.gradients import MaskGradients, collect_gradients
+from lfpr.masks import Importance, Masks
+from lfpr.rearrange import rearrange
+from lfpr.rescale import Rescaled, rescale
+from lfpr.save import load_pruned
+from lfpr.search import search, search_proportional, search_threshold
+from lfpr.shrink import fold, shrink, verify_equivalent
+from lfpr.training.processes import with_helpers
+from lfpr.training.retrain import TrainableMasks, retrain
+
+if TYPE_CHECKING:
+    from lfpr.experiments.studies import Rows
+
+ATOL = 1e-3  # how far masked and shrunk model may differ
+
+
+class Experiment:
+    """The stages of a task; everything that differs between experiments is in `spec` and `task`."""
+
+    def __init__(self, spec: ExperimentSpec, task: Task) -> None:
+        self.spec, self.task = spec, task
+
+    def __repr__(self) -> str:
+        return f"{self.name} ({self.profile}): {self.encoder}"
+
+    name = property(lambda self: self.spec.name)
+    profile = property(lambda self: self.task.profile)
+    settings = property(lambda self: self.task.settings)
+
+    @property
+    def runs(self) -> Runs:
+        """Where stages are kept."""
+        return self.task.runs
+
+    @property
+    def model(self) -> nn.Module:
+        """The unpruned model."""
+        return self.task.model
+
+    @property
+    def part(self) -> nn.Module | None:
+        """The submodule of `model` that is pruned; None if the model says so itself."""
+        return self.task.part
+
+    @property
+    def encoder(self) -> PrunableEncoder:
+        """What is pruned of the unpruned model."""
+        return self.task.encoder
+
+    @property
+    def cost(self) -> LinearCost:
+        """What a constraint counts."""
+        return self.task.cost
+
+    def with_settings(self, **settings: Any) -> Experiment:
+        """The same experiment with other values of these settings of its profile."""
+        return Experiment(self.spec, self.task.with_settings(**settings))
+
+    # ---- cells
+
+    def cell(self, cell: Cell | None = None) -> Cell:
+        """The cell with the experiment's own way, and its profile's, where fields are None.
+
+        Raises ValueError naming a field that this experiment has no such value of.
+        """
+        with_gradients = tuple(name for name, method in METHODS.items() if method.gradients)
+        resolved = (cell or Cell()).resolved(self.spec, with_gradients)
+        settings = {
+            name: getattr(self.settings, name, None)
+            for name in ("num_samples", "scoring", "step")
+            if getattr(resolved, name) is None
+        }
+        return replace(resolved, **settings)
+
+    def sample_key(self, cell: Cell) -> dict[str, Any]:
+        """What names the importance of a resolved cell by a method that looks at a sample."""
+        return {"method": cell.method, "seed": cell.seed} | self.task.sampling(cell)
+
+    def _prune_key(self, cell: Cell) -> dict[str, Any]:
+        key = cell.place | {"rearranged": cell.rearranged, "rescaled": cell.rescaled} | self.task.sampling(cell)
+        return key | (self.task.fitting if cell.rescaled else {}) | self.task.evaluation
+
+    def _retrain_key(self, cell: Cell) -> dict[str, Any]:
+        amounts, settings = self.task.amounts(cell)
+        return self._prune_key(cell) | amounts | {"trained": cell.trained, "rest": asdict(settings)}
+
+    def _key(self, name: str, cell: Cell) -> dict[str, Any]:
+        keys = {"prune": self._prune_key, "retrain": self._retrain_key, "speed": self._retrain_key}
+        return keys[name](cell) | {"inputs": self.task.inputs}
+
+    # ---- importance and masks
+
+    def importance(self, cell: Cell | None = None) -> Importance:
+        """Of all heads and neurons, by the cell's method."""
+        cell = self.cell(cell)
+        return METHODS[cell.method].importance(self, cell)
+
+    def collect(self, cell: Cell) -> MaskGradients:
+        """The gradients of the method's objective with respect to the masks, over the cell's sample."""
+        task, objective = self.task, self.task.objective(cell)
+        batches, per_sample = task.batches(cell), task.per_sample(cell)
+        return collect_gradients(self.encoder, batches, objective, per_sample, progress=cell.method)
+
+    def gradients(self, cell: Cell | None = None) -> MaskGradients:
+        """The mask gradients behind the importance of a method that has any.
+
+        Where the experiment's own way does not need them they are computed anew and then kept: those of thousands of
+        samples are large. Raises ValueError for a method without gradients.
+        """
+        cell = self.cell(cell)
+        if not METHODS[cell.method].gradients:
+            raise ValueError(f"method = {cell.method!r}: has no gradients to rearrange masks by")
+        key, name = self.sample_key(cell), "gradients.safetensors"
+        if self.spec.rearranged:
+            self.importance(cell)
+            stage = self.runs.load("importance", key | {"inputs": self.task.inputs})
+        else:
+
+            def build(folder) -> dict:
+                self.collect(cell).save(folder / name)
+                return self.task.sample_numbers(cell)
+
+            stage = self.task.stage("gradients", key, build)
+        return MaskGradients.load(stage.folder / name)
+
+    def search(self, importance: Importance, cell: Cell | None = None) -> Masks:
+        """Mask search: `lfpr.search` under the cell's constraint, `search_proportional` if the method's importance of
+        heads and of neurons has no common scale, or `search_threshold` at its percentile."""
+        cell = self.cell(cell)
+        if cell.percentile is not None:
+            return search_threshold(importance, cell.percentile)
+        find = search if METHODS[cell.method].common_scale else search_proportional
+        return find(importance, self.cost, cell.constraint)
+
+    def searched(self, cell: Cell | None = None) -> Masks:
+        """The cell's masks after search and, if it says so, rearrangement; not rescaled."""
+        cell = self.cell(cell)
+        masks = self.search(self.importance(cell), cell)
+        return rearrange(masks, self.gradients(cell)) if cell.rearranged else masks
+
+    def rescale(self, masks: Masks, seed: int = 0, solver: Callable[..., Rescaled] = rescale, **options) -> Rescaled:
+        """Mask values by least squares against the unpruned model, on unlabelled training data (`lfpr.rescale`, or
+        another solver of the same signature)."""
+        own = self.task.fit_options if solver is rescale else {}
+        return solver(self.encoder, masks, self.task.calibration(seed), self.task.run, **own | options)
+
+    def verify(self, masks: Masks, pruned: nn.Module) -> float:
+        """The largest difference between masked and shrunk model on some validation data.
+
+        Raises NotEquivalent if it is above 0.001.
+        """
+        batches = self.task.check_batches()
+        return verify_equivalent(self.model, masks, pruned, batches, self.task.forward, ATOL, self.part)
+
+    # ---- stages
+
+    @contextmanager
+    def stage(self, name: str, cell: Cell) -> Iterator[Run | None]:
+        """Stage "prune" or "retrain" of a cell under way, ended by `finish`; None if `runs/` has it."""
+        with self.runs.begin(name, self._key(name, self.cell(cell))) as run:
+            yield run
+
+    def finish(self, run: Run, model: nn.Module, masks: Masks, log: list[dict] | None = None, **numbers: Any) -> None:
+        """Save a pruned or retrained model with its masks and, of a training, its log; score it; keep the stage.
+
+        Files: `masks.safetensors` (heads [L, H], neurons [L, N], zero where removed), the model in `model/`, `log.json`
+        (loss, gradient norm and seconds of each iteration) and what the task adds.
+        """
+        masks.save(run.folder / "masks.safetensors")
+        if log is not None:
+            write_json(run.folder / "log.json", log)
+            numbers |= {"iterations": len(log), "minutes": log[-1]["seconds"] / 60}
+        run.finish(self.task.save(model, run.folder) | scale_range(masks) | numbers)
+
+    def prune(self, cell: Cell | None = None) -> Stage:
+        """Search, rearrange, rescale (mask tuning, Kwon et al.), shrink, verify, save, score: what 03_prune shows."""
+        cell = self.cell(cell)
+        with self.stage("prune", cell) as run:
+            if run:
+                masks = self.searched(cell)
+                masks = self.rescale(masks, cell.seed, folder=run.folder) if cell.rescaled else masks
+                pruned = shrink(self.model, masks, self.part)
+                self.finish(run, pruned, masks, largest_difference=self.verify(masks, pruned))
+        return self.runs.load("prune", self._key("prune", cell))
+
+    def training(self, student: nn.Module, cell: Cell | None = None) -> dict[str, Any]:
+        """Arguments of `lfpr.retrain(student, ...)` for this cell; seeds torch's random numbers by the cell."""
+        cell = self.cell(cell)
+        torch.manual_seed(cell.seed)
+        return self.task.training(student, cell)
+
+    def retrain(self, cell: Cell | None = None) -> Stage:
+        """Retrain the pruned model without labels, as 04_retrain shows; goes on after an interruption.
+
+        Processes that were launched together share the batches. Raises ValueError, before any work, for a field out of
+        range.
+        """
+        cell = self.cell(cell)
+        key = self._key("retrain", cell)
+        checkpoint = checkpoint_of(self.runs.path("retrain", key))
+
+        def train() -> tuple[nn.Module, TrainableMasks, list[dict]]:
+            student = load_pruned(self.prune(cell).folder / "model")
+            training = self.training(student, cell)
+            values, log = retrain(student, **training, checkpoint=checkpoint, fold=False)
+            fold(training["encoder"], values)
+            return student, values, log
+
+        def main(call: Callable[[], None]) -> Stage:
+            with self.stage("retrain", cell) as run:
+                if run:
+                    pruned = self.prune(cell)
+                    self.task.teach()
+                    call()  # the processes that share the batches
+                    student, values, log = train()
+                    masks = values.spread(Masks.load(pruned.folder / "masks.safetensors"))
+                    self.finish(run, student, masks, log, **self.amounts(cell))
+            return self.runs.load("retrain", key)
+
+        return with_helpers(main, train)
+
+    def amounts(self, cell: Cell | None = None) -> dict[str, Any]:
+        """How much retraining takes: `percent` of the training data, `last_layers` trained wholly."""
+        amounts, settings = self.task.amounts(self.cell(cell))
+        return {"percent": amounts["percent"], "last_layers": settings.last_layers}
+
+    def baseline(self) -> Stage:
+        """The unpruned model's scores."""
+        return self.task.baseline()
+
+    def teach(self) -> Stage:
+        """What retraining learns from, made once by the unpruned model."""
+        return self.task.teach()
+
+    def speed(self, cell: Cell | None = None) -> Stage:
+        """Size and time of the unpruned, the pruned and the retrained model of a cell, measured side by side here."""
+        cell = self.cell(cell)
+
+        def build(folder) -> dict:
+            stages = {"pruned": self.prune(cell), "retrained": self.retrain(cell)}
+            models = {name: load_pruned(stage.folder / "model") for name, stage in stages.items()}
+            return self.task.compare({"unpruned": self.model} | models)
+
+        return self.runs.stage("speed", self._key("speed", cell), build)
+
+    def downstream(self, pruned: Stage) -> dict[str, Stage]:
+        """What else a pruned or retrained model is used for, measured: stages by name (see `DOWNSTREAM`)."""
+        from lfpr.experiments.studies import DOWNSTREAM
+
+        return {name: DOWNSTREAM[name](self, pruned) for name in self.spec.downstream}
+
+    def study(self, name: str) -> Rows:
+        """The rows of a study of this experiment (`spec.studies`; see `lfpr.experiments.studies`)."""
+        from lfpr.experiments.studies import STUDIES
+
+        if name not in self.spec.studies:
+            raise ValueError(f"study = {name!r}: {self.name} has {list(self.spec.studies)}")
+        return STUDIES[name](self)
+
+    def scores(self, result: dict[str, Any]) -> dict[str, float]:
+        """The scores in a stage's result by the names of their metrics, in 0 … 1."""
+        return {label: result[column] for column, label in self.spec.metrics.items()}
+
+
+def scale_range(masks: Masks) -> dict[str, float | None]:
+    """The smallest and the largest mask value of what is kept; None if that is nothing."""
+    kept = torch.cat([part[part != 0] for part in (masks.heads, masks.neurons)])
+    return {f"scale_{name}": getattr(kept, name)().item() if len(kept) else None for name in ("min", "max")}
+
+
+__all__ = ["PLACE", "RETRAINING", "Experiment", "scale_range"]

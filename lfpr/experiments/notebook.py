@@ -1,0 +1,91 @@
+"""The head of every notebook: its parameters checked, its experiment opened, the command that repeats it printed."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lfpr.experiments import open_experiment
+from lfpr.experiments.cell import CELL_FIELDS, Cell
+from lfpr.experiments.experiment import Experiment
+from lfpr.files import checkout
+
+OPENING = ("experiment", "profile", "runs", "data_root", "checkpoint")
+INJECTED = "# Parameters"  # how papermill begins the cell that it adds
+
+
+def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[str] = ()) -> tuple[Experiment, Cell]:
+    """The experiment and the cell that a notebook's parameters name; to be called with its `globals()`.
+
+    Parameters are those of `open_experiment`, fields of `Cell`, settings of the experiment's profile, and the
+    notebook's `own`. Prints the command that runs the notebook again with them, the experiment and the cell.
+
+    Raises ValueError, before any work, for a parameter that the notebook does not have, naming the nearest one, or for
+    a value that is not allowed.
+    """
+    defaults = declared(notebook)
+    check_names(notebook, _injected(namespace), defaults)
+    values = {name: namespace[name] for name in defaults}
+    print(command(notebook, {name: value for name, value in values.items() if value != defaults[name]}))
+    cell = Cell(**{name: value for name, value in values.items() if name in CELL_FIELDS})
+    settings = {name: value for name, value in values.items() if name not in {*OPENING, *CELL_FIELDS, *own}}
+    experiment = open_experiment(**{name: values[name] for name in OPENING}, **settings)
+    cell = experiment.cell(cell)
+    print(experiment)
+    if "method" in values:
+        print(f"cell: {', '.join(f'{name} {value}' for name, value in asdict(cell).items() if value is not None)}")
+    return experiment, cell
+
+
+def declared(notebook: str | Path) -> dict[str, Any]:
+    """The parameters of a notebook of the checkout, or in a file, with their defaults."""
+    root = checkout()
+    path = Path(notebook) if Path(notebook).suffix == ".ipynb" or root is None else root / f"notebooks/{notebook}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (source,) = ("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
+    return {
+        statement.targets[0].id: ast.literal_eval(statement.value)
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }
+
+
+def check_names(notebook: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise ValueError for the first of `names` that is not `allowed`, with the nearest one that is."""
+    allowed = list(allowed)
+    for name in names:
+        if name not in allowed:
+            nearest = difflib.get_close_matches(name, allowed, 1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise ValueError(f"parameter {name}: {notebook} has none of this name; {hint}it has {allowed}")
+
+
+def command(notebook: str, parameters: Mapping[str, Any]) -> str:
+    """The papermill command that runs a notebook with these parameters."""
+    words = ["papermill", f"{notebook}.ipynb", "OUT.ipynb"]
+    for name, value in parameters.items():
+        plain = isinstance(value, str | int | float | None)
+        words += ["-p", name, str(value)] if plain else ["-y", json.dumps({name: value})]
+    return shlex.join(words)
+
+
+def is_own(experiment: Experiment, cell: Cell) -> bool:
+    """Whether a resolved cell differs from the experiment's own way in nothing but its place on the curve."""
+    return cell == experiment.cell(
+        replace(Cell(), method=cell.method, constraint=cell.constraint, percentile=cell.percentile, seed=cell.seed)
+    )
+
+
+def _injected(namespace: Mapping[str, Any]) -> list[str]:
+    """The names that papermill's own cell assigns, read from the history of this kernel."""
+    for source in reversed(namespace.get("In", ())):
+        if source.startswith(INJECTED):
+            targets = (s.targets[0] for s in ast.parse(source).body if isinstance(s, ast.Assign))
+            return [target.id for target in targets if isinstance(target, ast.Name)]
+    return []

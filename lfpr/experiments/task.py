@@ -1,0 +1,182 @@
+"""What an experiment is made of: one model, its data, and what it is measured by. `Experiment` does the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from lfpr.cost import LinearCost
+from lfpr.encoder import PrunableEncoder, prunable
+from lfpr.experiments.cell import Cell
+from lfpr.experiments.runs import Runs, Stage
+from lfpr.experiments.specs import ExperimentSpec
+from lfpr.save import save_pruned
+
+Batch = Any
+
+
+class Task(ABC):
+    """A model and its data. Subclasses give what is abstract here; cells that they get are resolved.
+
+    settings: amounts and sizes of the profile, a dataclass of `SETTINGS[profile]`; runs: where stages are kept;
+    data_root, checkpoint: the user's files, or None for the mini profile's own.
+    """
+
+    SETTINGS: ClassVar[Mapping[str, Any]]
+    """Profile -> settings."""
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Names of cached attributes that do not depend on the settings that `with_settings` may change."""
+
+    def __init__(self, spec: ExperimentSpec, profile: str, runs: Path, data_root, checkpoint, settings: Any) -> None:
+        self.spec, self.profile, self.settings = spec, profile, settings
+        self.runs = Runs(runs, spec.name, profile)
+        self._origin = spec, profile, runs, data_root, checkpoint
+        self._set_up(runs, data_root, checkpoint)
+        if profile == "full" and not self.data_root.is_dir():
+            raise FileNotFoundError(f"data_root = {self.data_root}: no such folder (see data/README.md)")
+
+    @classmethod
+    def default_settings(cls, spec: ExperimentSpec, profile: str) -> Any:
+        """The settings of a profile."""
+        return cls.SETTINGS[profile]
+
+    def with_settings(self, **settings: Any) -> Self:
+        """The same task with other values of these settings; what does not depend on them is shared."""
+        other = type(self)(*self._origin, replace(self.settings, **settings))
+        other.__dict__ |= {name: self.__dict__[name] for name in self.shared if name in self.__dict__}
+        return other
+
+    @abstractmethod
+    def _set_up(self, runs: Path, data_root, checkpoint) -> None:
+        """Set `data_root` and `checkpoint`. Raises CheckpointError for one that is not there; reads nothing."""
+
+    # ---- the model
+
+    @cached_property
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The unpruned model, in evaluation mode."""
+
+    @property
+    def part(self) -> nn.Module | None:
+        """The submodule of `model` that is pruned; None if the model says so itself."""
+        return None
+
+    @property
+    def encoder(self) -> PrunableEncoder:
+        """What of the unpruned model is pruned."""
+        return prunable(self.model if self.part is None else self.part)
+
+    @property
+    @abstractmethod
+    def cost(self) -> LinearCost:
+        """What a constraint counts."""
+
+    @abstractmethod
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Of a pruned model: `parameters` of its layers, `fraction` of the cost kept, `heads` and `neurons` per
+        layer."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Outputs that masked and shrunk model must agree in, to 0.001, on `check_batches`."""
+
+    @abstractmethod
+    def check_batches(self) -> Iterable[Batch]:
+        """Some validation batches for `forward`."""
+
+    # ---- what stages depend on
+
+    @property
+    @abstractmethod
+    def inputs(self) -> dict[str, Any]:
+        """What every stage depends on: hashes of files."""
+
+    @abstractmethod
+    def sampling(self, cell: Cell) -> dict[str, Any]:
+        """What the importance of a cell depends on, beside its method and seed."""
+
+    @property
+    @abstractmethod
+    def fitting(self) -> dict[str, Any]:
+        """What mask values fitted by least squares depend on."""
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What scores depend on, if it is not among the inputs."""
+        return {}
+
+    def stage(self, name: str, parameters: dict, build: Callable[[Path], dict]) -> Stage:
+        """`Runs.stage` of this task's inputs."""
+        return self.runs.stage(name, parameters | {"inputs": self.inputs}, build)
+
+    # ---- importance and fitted masks
+
+    @abstractmethod
+    def batches(self, cell: Cell) -> Iterable[Batch]:
+        """The training samples that give heads and neurons their importance; can be iterated again."""
+
+    @abstractmethod
+    def objective(self, cell: Cell) -> Callable[[Batch], Tensor]:
+        """The function of a batch whose mask gradients are the importance by `cell.method`; a sum over the batch."""
+
+    @abstractmethod
+    def per_sample(self, cell: Cell) -> bool:
+        """Whether there is a gradient per sample, or one per batch."""
+
+    def sample_numbers(self, cell: Cell) -> dict[str, Any]:
+        """Numbers about the sample, for the stage's result."""
+        return {"samples": self.sampling(cell)["num_samples"]}
+
+    @abstractmethod
+    def calibration(self, seed: int) -> Iterable[Batch]:
+        """Unlabelled training samples that mask values are fitted on, for `run`."""
+
+    @abstractmethod
+    def run(self, batch: Batch) -> Any:
+        """Run the unpruned model on a batch of `calibration`, or of a method that looks at activations."""
+
+    @property
+    def fit_options(self) -> dict[str, Any]:
+        """Options of `lfpr.rescale`."""
+        return {}
+
+    # ---- retraining
+
+    @abstractmethod
+    def teach(self) -> Stage:
+        """What retraining learns from, made once by the unpruned model."""
+
+    @abstractmethod
+    def amounts(self, cell: Cell) -> tuple[dict[str, Any], Any]:
+        """How much retraining takes, `percent` and what else names it, and its `ReSt` settings."""
+
+    @abstractmethod
+    def training(self, student: nn.Module, cell: Cell) -> dict[str, Any]:
+        """Arguments of `lfpr.retrain(student, ...)`: encoder, heads, batches, loss, settings and options."""
+
+    # ---- scores
+
+    @abstractmethod
+    def baseline(self) -> Stage:
+        """The unpruned model's scores."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """Scores of a model on the validation data, in 0 … 1, by the columns of `spec.metrics`; `questions`: of how
+        many samples."""
+
+    def save(self, model: nn.Module, folder: Path) -> dict[str, Any]:
+        """Save a pruned model in `folder/model`; its size and scores."""
+        save_pruned(model.eval(), folder / "model")
+        return self.describe(model) | self.evaluate(model)
+
+    @abstractmethod
+    def compare(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        """Size and speed of models side by side: parameters, macs, megabytes, ms_per_… of one validation batch."""
