@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from lfpr.experiments import open_experiment
 from lfpr.experiments.cell import CELL_FIELDS, Cell
 from lfpr.experiments.experiment import Experiment
-from lfpr.files import checkout
+from lfpr.experiments.parameters import check_names, declared
 
 OPENING = ("experiment", "profile", "runs", "data_root", "checkpoint")
 INJECTED = "# Parameters"  # how papermill begins the cell that it adds
@@ -41,29 +39,6 @@ def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[s
     if "method" in values:
         print(f"cell: {', '.join(f'{name} {value}' for name, value in asdict(cell).items() if value is not None)}")
     return experiment, cell
-
-
-def declared(notebook: str | Path) -> dict[str, Any]:
-    """The parameters of a notebook of the checkout, or in a file, with their defaults."""
-    root = checkout()
-    path = Path(notebook) if Path(notebook).suffix == ".ipynb" or root is None else root / f"notebooks/{notebook}.ipynb"
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    (source,) = ("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
-    return {
-        statement.targets[0].id: ast.literal_eval(statement.value)
-        for statement in ast.parse(source).body
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
-    }
-
-
-def check_names(notebook: str, names: Iterable[str], allowed: Iterable[str]) -> None:
-    """Raise ValueError for the first of `names` that is not `allowed`, with the nearest one that is."""
-    allowed = list(allowed)
-    for name in names:
-        if name not in allowed:
-            nearest = difflib.get_close_matches(name, allowed, 1)
-            hint = f"did you mean {nearest[0]}? " if nearest else ""
-            raise ValueError(f"parameter {name}: {notebook} has none of this name; {hint}it has {allowed}")
 
 
 def command(notebook: str, parameters: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lfpr.experiments.grid import NOTEBOOKS, STAGES, cells, inputs, load_grid, share, sources
-from lfpr.experiments.notebooks import check_parameters, find_notebook, root, source_hash
+from lfpr.experiments.parameters import check_parameters, find_notebook, project, source_hash
 from lfpr.experiments.runs import file_hash, fingerprint
 from lfpr.files import existing, write_json
 
@@ -277,7 +277,7 @@ def plan_lines(grid: Grid, cores: int) -> Iterator[str]:
 
 def default_runs() -> Path:
     """Where everything that is computed goes, unless said otherwise."""
-    return root() / "runs"
+    return project() / "runs"
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -292,7 +292,7 @@ def options(description: str) -> argparse.ArgumentParser:
 
 def open_grid(arguments: argparse.Namespace) -> Grid:
     """The grid of these `options`; relative paths are the shell's."""
-    source = arguments.grid if ":" in arguments.grid else f"{root() / 'workflow' / 'grid.yaml'}:{arguments.grid}"
+    source = arguments.grid if ":" in arguments.grid else f"{project() / 'workflow' / 'grid.yaml'}:{arguments.grid}"
     return Grid(
         source.rpartition(":")[2],
         load_grid(source),

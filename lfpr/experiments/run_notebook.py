@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lfpr.experiments.notebooks import check_parameters, find_notebook, root
+from lfpr.experiments.parameters import check_parameters, find_notebook, project
 from lfpr.experiments.runs import fingerprint
 
 LONGEST = 120  # characters of a file name
@@ -41,7 +41,7 @@ def main() -> int:
         notebook = find_notebook(arguments.notebook, arguments.notebooks)
         parameters = parse(arguments.given, arguments.yaml)
         check_parameters(notebook, parameters)
-        out = arguments.out or root() / "runs" / "notebooks" / f"{output_name(notebook.stem, parameters)}.ipynb"
+        out = arguments.out or project() / "runs" / "notebooks" / f"{output_name(notebook.stem, parameters)}.ipynb"
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lfpr.experiments import EXPERIMENTS, open_experiment
-from lfpr.experiments import cells as runner
-from lfpr.experiments.grid import PLACE, Cell, cells, inputs, load_grid, share, sources
-from lfpr.paper import collect as results
-from lfpr.paper.tables import TABLES
+from lfpr.experiments import SPECS, Cell, open_experiment
+from lfpr.experiments.grid import Planned, cells, inputs, load_grid, share, sources
+from lfpr.files import checkout
+from lfpr.paper import collect
+from lfpr.paper.schema import TABLES, write_tables
 
+GRIDS = checkout() / "workflow" / "grid.yaml"
 SMALL = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch": 20, "rescale_samples": 40}
 PLAN = {
     "profile": "mini",
@@ -27,12 +28,15 @@ PLAN = {
 
 
 def test_entries_stand_for_all_combinations_of_their_lists():
-    found = cells(PLAN)
-    methods = [cell.place["method"] for cell in found]
+    found = [planned.cell for planned in cells(PLAN)]
+    methods = [cell.method for cell in found]
     assert methods == ["label-free", "label-free", "random", "random", "label-free", "fisher", "label-free"]
-    assert found[3].place == PLACE | {"method": "random", "constraint": 0.4, "seed": 1}
-    assert found[4].place["heuristic"] == "threshold" and found[4].place["constraint"] is None
+    assert found[3] == Cell("random", 0.4, seed=1)
+    assert found[3].place == {"method": "random", "heuristic": "sum", "constraint": 0.4, "percentile": None, "seed": 1}
+    assert found[4].heuristic == "threshold" and found[4].constraint is None
     assert [cell.variant for cell in found] == [""] * 5 + ["rescaled=True", "num_samples=20"]
+    assert all(planned.stages == ("pruned",) for planned in cells(PLAN))
+    assert cells({"cells": [{"method": "l1", "constraint": 1}]}) == [Planned(Cell("l1", 1), ("pruned", "retrained"))]
 
 
 def test_jobs_share_the_cells():
@@ -49,7 +53,9 @@ def test_jobs_share_the_cells():
         ({"method": "random"}, "a constraint or a percentile"),
         ({"method": "random", "constraint": 0.4, "percentile": 50}, "a constraint or a percentile"),
         ({"method": "random", "constraint": 0.4, "stages": "prunned"}, "prunned"),
-        ({"method": "random", "constraint": [0.4, 0.4]}, "is in the plan twice"),
+        ({"method": "random", "constraint": [0.4, 0.4]}, "cell random-0.4-seed0 is in the plan twice"),
+        ({"method": "random", "constraint": 0.4, "sample": 3}, r"unknown \['sample'\]; there are \['method'"),
+        ({"method": "random", "constraint": 4}, "constraint = 4: must be in"),
     ],
 )
 def test_bad_entries_are_named(entry, message):
@@ -65,7 +71,7 @@ def test_an_experiment_starts_from_its_checkpoint_and_its_texts(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert sources("tap-textvqa", plan, tmp_path) == sorted(str(tmp_path / name) for name in names)
-    shipped = {name: sources(name, {"profile": "mini"}, "") for name in EXPERIMENTS}
+    shipped = {name: sources(name, {"profile": "mini"}, "") for name in load_grid(f"{GRIDS}:default")}
     assert all(Path(file).is_file() for files in shipped.values() for file in files)
     assert len(shipped["tap-textvqa"]) == 1 and any("model.safetensors" in file for file in shipped["clip-mscoco"])
 
@@ -90,28 +96,44 @@ def test_users_files_are_below_one_folder():
 
 @pytest.mark.parametrize("grid", ["default", "full", "published"])
 def test_committed_grids_are_plans_of_all_experiments(grid):
-    plans = load_grid(f"workflow/grid.yaml:{grid}")
-    assert sorted(plans) == sorted(EXPERIMENTS)
+    plans = load_grid(f"{GRIDS}:{grid}")
+    assert sorted(plans) == sorted(name for name, spec in SPECS.items() if spec.ways)  # the others are not retrained
     for plan in plans.values():
-        found = cells(plan)
-        assert Cell(PLACE | {"method": "label-free", "constraint": 0.4}) in found
-        assert {"label-free", "random"} <= {cell.place["method"] for cell in found}
+        found = [planned.cell for planned in cells(plan)]
+        assert Cell("label-free", 0.4) in found
+        assert {"label-free", "random"} <= {cell.method for cell in found}
         assert inputs(plan, "data") or plan["profile"] == "mini"
+        assert all(share(plan, job) for job in range(plan["jobs"]))
+
+
+def test_studies_of_a_plan_are_those_of_its_experiment():
+    for grid in ("default", "smoke", "full", "published"):
+        for name, plan in load_grid(f"{GRIDS}:{grid}").items():
+            assert set(plan.get("studies", ())) <= set(SPECS[name].studies)
+            for planned in cells(plan):
+                planned.cell.resolved(SPECS[name], SPECS[name].methods)
 
 
 def test_cells_are_computed_and_collected(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "open_experiment", lambda *args, **more: open_experiment(*args, **more | SMALL))
+    monkeypatch.setattr(collect, "open_experiment", lambda *args, **more: open_experiment(*args, **more | SMALL))
     experiment = open_experiment("tap-stvqa", runs=tmp_path / "runs", **SMALL)
-    done = [runner.run(experiment, cell) for cell in cells(PLAN)]
-    assert [stage["pruned"].result["fraction"] <= 0.4 for stage in done[2:4]] == [True, True]
-    tables = results.collect({"tap-stvqa": PLAN}, tmp_path / "runs")
+    experiment.baseline()
+    done = [experiment.prune(planned.cell) for planned in cells(PLAN)]
+    assert [stage.result["fraction"] <= 0.4 for stage in done[2:4]] == [True, True]
+    more = PLAN | {"cells": [*PLAN["cells"], {"method": "l1", "constraint": 0.2}], "notebooks": ["05_evaluate"]}
+    tables, missing = collect.collect({"tap-stvqa": more}, tmp_path / "runs")
+    assert missing == [
+        "tap-stvqa: l1-0.2-seed0 pruned (03_prune)",
+        "tap-stvqa: l1-0.2-seed0 retrained (04_retrain)",
+        "tap-stvqa: speed",
+    ]
     table = tables["results"]
     assert list(table.columns) == list(TABLES["results"]) and len(table) == 1 + len(done)
     assert table.method.iloc[0] == "unpruned" and table.anls.notna().all()
-    assert table.score.iloc[1:].tolist() == [stage["pruned"].result["score"] for stage in done]
+    assert table.score.iloc[1:].tolist() == [stage.result["score"] for stage in done]
     variants = table[table.variant.fillna("") != ""]
     assert variants.variant.tolist() == ["rescaled=True", "num_samples=20"]
     # kept per layer and importances are of the experiment's own way alone
     assert tables["layers"].groupby(["method", "constraint", "seed"], dropna=False).ngroups == 5
-    results.write(tables, tmp_path / "out")
-    assert json.loads((done[0]["pruned"].folder / "result.json").read_text())["score"] == pytest.approx(table.score[1])
+    write_tables(tables, tmp_path / "out")
+    assert json.loads((done[0].folder / "result.json").read_text())["score"] == pytest.approx(table.score[1])
