@@ -281,8 +281,8 @@ def survival_figure(table: pd.DataFrame) -> Any:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from lfpr.paper.figures import METHODS as LOOKS
-    from lfpr.paper.figures import SINGLE, STYLE
+    from lfpr.paper.labels import METHODS as LOOKS
+    from lfpr.paper.style import SINGLE, STYLE
 
     with matplotlib.rc_context(STYLE):
         figure = Figure((SINGLE, 2.6), layout="constrained")

@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from lfpr.experiments.tap_stages import TAPExperiment
-from lfpr.paper import rankings
+from lfpr.paper.figures import rankings
 
 
 def scoring_agreement(experiment: TAPExperiment, seed: int = 0, constraint: float = 0.4) -> list[dict]:
@@ -45,5 +45,5 @@ def scoring_agreement(experiment: TAPExperiment, seed: int = 0, constraint: floa
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of the entries of two tensors of the same shape (`lfpr.paper.rankings.spearman`)."""
+    """Spearman's rank correlation of the entries of two tensors of the same shape."""
     return rankings.spearman(pd.DataFrame({"a": a.flatten().numpy(), "b": b.flatten().numpy()}))

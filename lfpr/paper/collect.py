@@ -18,6 +18,7 @@ from lfpr.experiments.cells import run
 from lfpr.experiments.grid import PLACE, Cell, cells, inputs, load_grid, parser
 from lfpr.experiments.runs import Stage, write_json
 from lfpr.masks import Masks
+from lfpr.paper.schema import TABLES, write_tables
 from lfpr.paper.studies import (
     COMPARED,
     SHOWN,
@@ -29,15 +30,14 @@ from lfpr.paper.studies import (
     sensitivity_rows,
     speed_rows,
 )
-from lfpr.paper.tables import OPTIONAL, TABLES, write_file
 
 
 def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd.DataFrame]:
-    """The tables of `lfpr.paper.tables.TABLES` and, of `OPTIONAL`, those that the grid's experiments have.
+    """The tables of `lfpr.paper.schema.TABLES` that the grid's experiments have.
 
     `data`: the folder of the user's own files, for the profile full. Runs that are missing are computed.
     """
-    tables: dict[str, list] = {name: [] for name in TABLES | OPTIONAL}
+    tables: dict[str, list] = {name: [] for name in TABLES}
     for name, plan in grid.items():
         experiment = open_experiment(name, plan["profile"], runs, **inputs(plan, data))
         about = {"experiment": name, "profile": plan["profile"]}
@@ -67,20 +67,13 @@ def collect(grid: dict, runs: str | Path, data: str | Path = "") -> dict[str, pd
         if plan.get("scoring"):
             tables["scoring"] += scoring_rows(experiment)
     tables["minutes"] += minutes_rows(runs)
-    columns = TABLES | OPTIONAL
-    return {key: pd.DataFrame(rows).reindex(columns=columns[key]) for key, rows in tables.items() if rows}
+    return {key: pd.DataFrame(rows).reindex(columns=TABLES[key]) for key, rows in tables.items() if rows}
 
 
 def _cost(stage: Stage) -> dict:
     """What a pruned model's file takes on disk, and its stage took in all where the result says nothing else."""
     size = sum(file.stat().st_size for file in (stage.folder / "model").iterdir())
     return {"megabytes": size / 1e6, "minutes": stage.provenance["seconds"] / 60}
-
-
-def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> None:
-    """One CSV file a table, six significant digits, atomically."""
-    for name, table in tables.items():
-        write_file(Path(folder, f"{name}.csv"), table.to_csv(index=False, float_format="%.6g").encode())
 
 
 def saved_score(experiment, place: dict, retrained: bool, folder: str | Path) -> float | None:
@@ -140,7 +133,7 @@ def main() -> None:
     torch.set_num_threads(1)
     grid = load_grid(arguments.grid)
     tables = collect(grid, arguments.runs, arguments.data)
-    write(tables, arguments.out)
+    write_tables(tables, arguments.out)
     rows = {name: len(table) for name, table in tables.items()}
     if arguments.stamp:
         write_json(arguments.stamp, rows)

@@ -1,6 +1,6 @@
 """Tables beside the scores: speed, minutes, and what is studied with CLIP alone, from stages of opened experiments.
 
-Each function gives rows of one table of `lfpr.paper.tables.OPTIONAL`; stages that are missing are computed.
+Each function gives rows of one table of `lfpr.paper.schema.TABLES`; stages that are missing are computed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from lfpr.experiments import EXPERIMENTS, open_experiment
 from lfpr.experiments import cells as runner
 from lfpr.experiments.grid import PLACE, Cell, cells, inputs, load_grid, share, sources
 from lfpr.paper import collect as results
-from lfpr.paper.tables import TABLES
+from lfpr.paper.schema import TABLES, write_tables
 
 SMALL = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch": 20, "rescale_samples": 40}
 PLAN = {
@@ -113,5 +113,5 @@ def test_cells_are_computed_and_collected(tmp_path, monkeypatch):
     assert variants.variant.tolist() == ["rescaled=True", "num_samples=20"]
     # kept per layer and importances are of the experiment's own way alone
     assert tables["layers"].groupby(["method", "constraint", "seed"], dropna=False).ngroups == 5
-    results.write(tables, tmp_path / "out")
+    write_tables(tables, tmp_path / "out")
     assert json.loads((done[0]["pruned"].folder / "result.json").read_text())["score"] == pytest.approx(table.score[1])
