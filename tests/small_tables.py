@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lfpr.paper.tables import TABLES
+from lfpr.paper.schema import TABLES
 
 NAME = "tap-textvqa"
 SCORES = {  # method, retrained: constraint: a score per seed
@@ -18,7 +18,8 @@ def result(method, constraint, seed, retrained, score, **other):
     """A row of results.csv."""
     row = dict(experiment=NAME, profile="mini", method=method, heuristic="sum", constraint=constraint, seed=seed)
     row |= dict(percentile=np.nan, retrained=retrained, score=score, fraction=constraint - 0.001, parameters=1000)
-    return row | dict(questions=2400, percent=73, last_layers=2, iterations=300, minutes=0.6, megabytes=1.5) | other
+    row |= dict(questions=2400, num_samples=1000, percent=73, last_layers=2, iterations=300, minutes=0.6, megabytes=1.5)
+    return row | other
 
 
 def by_threshold(method, percentile, retrained, score, fraction):

@@ -26,8 +26,8 @@ from lfpr.experiments.experiment import Experiment
 from lfpr.experiments.grid import STAGES
 from lfpr.experiments.runs import Stage, Unfinished
 from lfpr.masks import Importance, Masks
-from lfpr.paper.figures import DASHED, STYLE
-from lfpr.paper.tables import METHODS, score_label
+from lfpr.paper.labels import METHODS, score_label
+from lfpr.paper.style import DASHED, STYLE
 
 CONSTRAINTS = tuple(round(0.05 * i, 2) for i in range(2, 20))
 KEPT, CUT = "#0173b2", "#e3e6ea"

@@ -3,15 +3,31 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from small_tables import NAME, add, by_threshold, result, small_results, texts
 
-from lfpr.paper.clip_figures import cascade_growth, cascade_table, recall_table, scale_factors, sensitivity_steps
-from lfpr.paper.comparisons import BLUE, ORANGE, alternatives, controls, sampling, speed, threshold_against_sum
-from lfpr.paper.figures import save
-from lfpr.paper.published_numbers import comparison_table, minutes_table, speed_table
-from lfpr.paper.rankings import agreement, rank_scatter, scoring
-from lfpr.paper.tables import OPTIONAL, read
-from lfpr.paper.write import items
+from lfpr.paper.figures import (
+    agreement,
+    alternatives,
+    cascade_growth,
+    cascade_table,
+    comparison_table,
+    controls,
+    minutes_table,
+    rank_scatter,
+    recall_table,
+    sampling,
+    save,
+    scale_factors,
+    scoring,
+    sensitivity_steps,
+    speed,
+    speed_table,
+    threshold,
+)
+from lfpr.paper.labels import BLUE, ORANGE
+from lfpr.paper.registry import items
+from lfpr.paper.schema import TABLES, read_all
 
 CLIP = "clip-mscoco"
 MARKERS = ("o", "s", "D", "^", "v", ".")
@@ -27,7 +43,8 @@ def results():
         small_results(),
         *(by_threshold("label-free", 30, after, 0.6 + 0.1 * after, 0.7) for after in (False, True)),
         *(variant("rescaled=True", 0.775), variant("trained=masks", 0.78, True)),
-        *(variant("num_samples=10", 0.7), variant("num_samples=100", 0.75), variant("step=0", 0.71)),
+        *(variant(f"num_samples={n}", score, num_samples=n) for n, score in ((10, 0.7), (100, 0.75))),
+        variant("step=0", 0.71),
     )
 
 
@@ -40,8 +57,8 @@ def clip_results():
 
 @pytest.fixture
 def importance():
-    """Fisher ranks heads in reverse and neurons alike; the published way agrees."""
-    orders = {"label-free": (1, 1), "fisher": (-1, 1), "label-free (published)": (1, 1)}
+    """Fisher ranks heads in reverse and neurons alike; the released way agrees."""
+    orders = {"label-free": (1, 1), "fisher": (-1, 1), "label-free (released)": (1, 1)}
     rows = [
         dict(
             experiment=NAME, method=method, kind=kind, layer=layer, index=i, importance=2.0 ** (sign * (10 * layer + i))
@@ -57,7 +74,7 @@ def importance():
 @pytest.fixture
 def speeds():
     rows = [(NAME, "unpruned", 0.4, 1e6, 2e6, 4.0, 10.0), (NAME, "pruned", 0.4, 4e5, 9e5, 1.6, 5.0)]
-    return pd.DataFrame(rows, columns=OPTIONAL["speed"])
+    return pd.DataFrame(rows, columns=TABLES["speed"])
 
 
 @pytest.fixture
@@ -67,76 +84,76 @@ def minutes():
         (NAME, "mini", "baseline", 1, 0.001, 800),
         (CLIP, "mini", "speed", 1, 2.0, 9e3),
     ]
-    return pd.DataFrame(rows, columns=OPTIONAL["minutes"])
+    return pd.DataFrame(rows, columns=TABLES["minutes"])
 
 
 @pytest.fixture
 def sensitivity():
     rows = [
-        (step, 7 * step, 1 - 0.04 * step, after, 0.6 - 0.1 * step + 0.05 * after, 0.9)
+        (CLIP, step, 7 * step, 1 - 0.04 * step, after, 0.6 - 0.1 * step + 0.05 * after, 0.9)
         for step in (1, 2)
         for after in (0, 1)
     ]
-    return pd.DataFrame(rows, columns=OPTIONAL["sensitivity"])
+    return pd.DataFrame(rows, columns=TABLES["sensitivity"])
 
 
 @pytest.fixture
 def cascade():
     numbers = (50, 0.6, 0.9, 0.95, 0.4, 0.5, 2.0, 1.1, 1.9)
-    rows = [("random", 0.8, seed, False, 0.8, *numbers) for seed in range(3)] + [
-        ("fisher", 0.4, 0, True, 0.4, *numbers)
+    rows = [(CLIP, "random", 0.8, seed, False, 0.8, *numbers) for seed in range(3)] + [
+        (CLIP, "fisher", 0.4, 0, True, 0.4, *numbers)
     ]
-    return pd.DataFrame(rows, columns=OPTIONAL["cascade"])
+    return pd.DataFrame(rows, columns=TABLES["cascade"])
 
 
 @pytest.fixture
 def growth():
     ways = [("fisher", 0.4, False), ("fisher", 0.4, True), ("fisher", 0.25, False), ("random", 0.4, False)]
     rows = [
-        (method, constraint, 0, retrained, 10, queries, share, 2 - 5 * share)
+        (CLIP, method, constraint, 0, retrained, 10, queries, share, 2 - 5 * share)
         for method, constraint, retrained in ways
         for queries, share in ((1, 0.1), (2, 0.15))
     ]
-    return pd.DataFrame(rows, columns=OPTIONAL["growth"])
+    return pd.DataFrame(rows, columns=TABLES["growth"])
 
 
 @pytest.fixture
 def scales():
     numbers = (-3.0, 0.5, 1.0, 2.0, 40.0)
     rows = [
-        ("ViT-B/16", "released", 0.4, layer, part, 3, 12, *numbers)
+        (CLIP, "ViT-B/16", "released", 0.4, layer, part, 3, 12, *numbers)
         for layer in range(2)
         for part in ("heads", "neurons")
     ]
     rows += [
-        (CLIP, "ridge", 0.4, 0, part, kept, 8, *([np.nan] * 5 if not kept else numbers))
+        (CLIP, CLIP, "ridge", 0.4, 0, part, kept, 8, *([np.nan] * 5 if not kept else numbers))
         for part, kept in (("heads", 0), ("neurons", 2))
     ]
-    return pd.DataFrame(rows, columns=OPTIONAL["scales"])
+    return pd.DataFrame(rows, columns=TABLES["scales"])
 
 
 @pytest.fixture
 def scorings():
     rows = [
-        (NAME, seed, "published", 0.4, kind, value, value / 2)
+        (NAME, seed, "released", 0.4, kind, value, value / 2)
         for kind, values in (("head", (0.6, 0.8)), ("neuron", (0.5, 0.5)))
         for seed, value in enumerate(values)
     ]
-    return pd.DataFrame(rows, columns=OPTIONAL["scoring"])
+    return pd.DataFrame(rows, columns=TABLES["scoring"])
 
 
 def points(panel, color):
     """(x, y) of all markers of this colour, in order."""
-    lines = [line for line in panel.lines if line.get_color() == color and line.get_marker() in MARKERS]
+    lines = [line for line in panel.lines if to_hex(line.get_color()) == color and line.get_marker() in MARKERS]
     return sorted(tuple(pair) for line in lines for pair in line.get_xydata().round(6).tolist())
 
 
 def test_threshold_is_drawn_at_the_share_really_kept(results):
-    panel = threshold_against_sum(results, NAME).axes[0]
+    panel = threshold(results, NAME).axes[0]
     assert points(panel, ORANGE) == [(70, 60), (70, 70)]
     assert len(points(panel, BLUE)) == 4
     with pytest.raises(ValueError, match="heuristic = 'threshold'"):
-        threshold_against_sum(results, NAME, method="random")
+        threshold(results, NAME, method="random")
 
 
 def test_alternatives_print_every_way_that_was_run(results):
@@ -173,16 +190,16 @@ def test_clip_has_its_own_alternatives_and_controls(clip_results):
 
 
 def test_sampling_puts_the_default_among_the_sample_counts(results):
-    samples, steps = sampling(results, NAME, num_samples=1000).axes
+    samples, steps = sampling(results, NAME).axes
     (line,) = [line for line in samples.lines if line.get_marker() == "o"]
     assert np.allclose(line.get_xydata(), [(10, 70), (100, 75), (1000, 77)]) and samples.get_xscale() == "log"
     assert [line.get_xydata().tolist() for line in steps.lines if line.get_marker() == "o"] == [[[0, 71]]]
     assert any(np.allclose(line.get_ydata(), 77) for line in steps.lines if line.get_linestyle() == ":")
-    _, steps = sampling(results, NAME, num_samples=1000, step=1).axes
+    _, steps = sampling(results, NAME, step=1).axes
     (line,) = [line for line in steps.lines if line.get_marker() == "o"]
     assert np.allclose(line.get_xydata(), [(0, 71), (1, 77)])
     with pytest.raises(ValueError, match="no variant of tap-textvqa such as 'num_samples=100'"):
-        sampling(small_results(), NAME, num_samples=1000)
+        sampling(small_results(), NAME)
 
 
 def test_comparison_has_the_papers_numbers_and_ours(results):
@@ -213,7 +230,7 @@ def test_minutes_are_those_of_one_run(minutes):
 def test_agreement_of_rankings(importance):
     table = agreement(importance)
     assert table.loc[("TAP, TextVQA", "Fisher (labels)")].tolist() == ["−1.00", "1.00", "0 %", "100 %"]
-    assert table.loc[("TAP, TextVQA", "Label-free (published)")].tolist() == ["1.00", "1.00", "100 %", "100 %"]
+    assert table.loc[("TAP, TextVQA", "Label-free (released)")].tolist() == ["1.00", "1.00", "100 %", "100 %"]
     assert agreement(importance, share=0.6).iloc[0, 2] == "33 %"  # of ten heads, ranks 1 … 6 and 5 … 10
     with pytest.raises(ValueError, match="no method beside 'label-free'"):
         agreement(importance[importance.method == "label-free"])
@@ -236,7 +253,7 @@ def test_scoring_draws_means_over_seeds(scorings):
     correlation, overlap = scoring(scorings).axes
     assert points(correlation, BLUE) == [(0.7, 0)] and points(correlation, ORANGE) == [(0.5, 0)]
     assert points(overlap, BLUE) == [(35, 0)]
-    assert [label.get_text() for label in correlation.get_yticklabels()] == ["TAP, TextVQA: published"]
+    assert [label.get_text() for label in correlation.get_yticklabels()] == ["TAP, TextVQA: released"]
 
 
 def test_speed_is_relative_to_the_unpruned_model(speeds):
@@ -251,44 +268,44 @@ def test_speed_is_relative_to_the_unpruned_model(speeds):
 
 
 def test_recall_both_ways(clip_results):
-    table = recall_table(clip_results)
+    table = recall_table(clip_results, CLIP)
     assert table.loc[("100 %", "Unpruned", "no")].tolist() == ["81.3", "80.0", "90.0", "50.0", "70.0", "80.0"]
     assert table.loc[("40 %", "Random", "no"), "Text→image R@1"] == "49.7"
     assert list(table.index.get_level_values(0).unique()) == ["100 %", "80 %", "40 %"]
 
 
 def test_sensitivity_steps(sensitivity, clip_results):
-    figure = sensitivity_steps(sensitivity, clip_results)
+    figure = sensitivity_steps(sensitivity, clip_results, CLIP)
     (panel,) = figure.axes
     assert points(panel, BLUE) == [(92, 40), (92, 45), (96, 50), (96, 55)]
     assert {"7", "14", "Not rescaled", "Rescaled", "Search, equal MACs"} <= set(texts(figure))
     (line,) = [line for line in panel.lines if line.get_color() == "0.6" and max(line.get_ydata()) < 85]
     assert np.allclose(line.get_ydata(), [77, 241 / 3, 81.35])
-    assert "Search, equal MACs" not in texts(sensitivity_steps(sensitivity))
+    assert "Search, equal MACs" not in texts(sensitivity_steps(sensitivity, None, CLIP))
 
 
 def test_cascades_are_averaged_over_seeds(cascade, clip_results):
-    table = cascade_table(cascade, clip_results)
+    table = cascade_table(cascade, clip_results, CLIP)
     expected = ["76.7", "90.0", "60.0", "95.0", "40.0", "50.0", "2.00", "1.10", "1.90"]
     assert len(table) == 3 and table.loc[("80 %", "Random", "no", "50")].tolist() == expected
     assert table.loc[("100 %", "Unpruned", "no", "–")].tolist()[:3] == ["81.3", "90.0", "–"]
     with pytest.raises(ValueError, match="'constraint': 0.4, 'method': 'fisher', 'retrained': True"):
-        cascade_table(cascade, clip_results[~((clip_results.method == "fisher") & clip_results.retrained)])
+        cascade_table(cascade, clip_results[~((clip_results.method == "fisher") & clip_results.retrained)], CLIP)
 
 
 def test_cascades_grow_with_their_queries(growth):
-    figure = cascade_growth(growth)
+    figure = cascade_growth(growth, CLIP)
     share, speedup = figure.axes
     drawn = [[tuple(point) for point in line.get_xydata()] for line in share.lines]
     assert drawn == [[(1, 10), (2, 15)], [(1, 10), (2, 15)]]  # neither the retrained nor the random one
     assert [line.get_ydata().tolist() for line in speedup.lines[:2]] == [[1.5, 1.25], [1.5, 1.25]]
     assert {"25 %", "40 %", "Full model alone"} <= set(texts(figure))
     with pytest.raises(ValueError, match=r"growth\.csv: two rows with .*'queries': 1"):
-        cascade_growth(pd.concat([growth, growth[:1]]))
+        cascade_growth(pd.concat([growth, growth[:1]]), CLIP)
 
 
 def test_scale_factors_are_boxes_beside_what_is_kept(scales):
-    figure = scale_factors(scales)
+    figure = scale_factors(scales, CLIP)
     heads, neurons, kept, none, *_ = figure.axes
     assert len(heads.patches) == len(neurons.patches) == 2 and not none.patches
     assert heads.patches[0].get_path().get_extents().get_points()[:, 1].tolist() == [0.5, 2.0]
@@ -296,7 +313,7 @@ def test_scale_factors_are_boxes_beside_what_is_kept(scales):
     assert points(kept, BLUE) == points(kept, ORANGE) == [(1, 25), (2, 25)]
     assert {"ViT-B/16\nreleased, 40 %", "CLIP, MSCOCO\nridge, 40 %"} <= set(texts(figure))
     with pytest.raises(ValueError, match=r"scales\.csv has no column \['lower'\]"):
-        scale_factors(scales.drop(columns="lower"))
+        scale_factors(scales.drop(columns="lower"), CLIP)
 
 
 def test_the_tables_at_hand_say_what_is_drawn(
@@ -312,7 +329,7 @@ def test_the_tables_at_hand_say_what_is_drawn(
     }
     for name, table in tables.items():
         table.to_csv(tmp_path / f"{name}.csv", index=False)
-    found = list(items({name: read(tmp_path, name) for name in tables}))
+    found = list(items(read_all(tmp_path)))
     names = [name for name, _, _ in found]
     assert len(names) == len(set(names)) and all(caption.endswith(".") for _, caption, _ in found)
     assert set(names) == {

@@ -3,21 +3,25 @@
 import json
 import statistics
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from small_tables import NAME, SCORES, add, by_threshold, result, small_tables, texts
 
 from lfpr.paper.figures import (
-    accuracy_against_parameters,
+    accuracy,
     importance_map,
     kept_per_layer,
     mask_values,
+    neighbours_kept,
     overview,
     retraining,
     save,
+    score_table,
 )
-from lfpr.paper.tables import METHODS, accuracy_table, update_readme, write_table
+from lfpr.paper.labels import METHODS
+from lfpr.paper.tables import update_readme, write_table
 from lfpr.paper.write import write_all
 
 
@@ -39,7 +43,7 @@ def heights(panel, color):
 
 
 def test_accuracy_shows_means_over_seeds_and_labels(tables):
-    figure = accuracy_against_parameters(tables["results"], NAME)
+    figure = accuracy(tables["results"], NAME)
     assert {
         "TextVQA accuracy (%)",
         "MMT parameters kept (%)",
@@ -52,7 +56,7 @@ def test_accuracy_shows_means_over_seeds_and_labels(tables):
     every, retrained = figure.axes
     for (method, after), scores in SCORES.items():
         means = [100 * statistics.mean(seeds) for _, seeds in sorted(scores.items())]
-        color = METHODS[method][1]
+        color = METHODS[method].color
         assert any(np.allclose(means, line) for line in heights(every, color) if len(line) == 2)
         assert any(np.allclose(means, line) for line in heights(retrained, color) if len(line) == 2) == after
     assert np.allclose(heights(every, "0.3"), 81.35)
@@ -60,38 +64,37 @@ def test_accuracy_shows_means_over_seeds_and_labels(tables):
 
 def test_accuracy_draws_one_search_and_nothing_enlarged_without_retraining(tables):
     plain = tables["results"][~tables["results"].retrained]
-    assert len(accuracy_against_parameters(plain, NAME).axes) == 1
+    assert len(accuracy(plain, NAME).axes) == 1
     both = add(plain, *(by_threshold("random", percentile, False, 0.1, 0.5) for percentile in (30, 50)))
-    assert not any(10.0 in line for line in heights(accuracy_against_parameters(both, NAME).axes[0], "#d55e00"))
-    panel = accuracy_against_parameters(both, NAME, heuristic="threshold").axes[0]
-    assert [10.0, 10.0] in heights(panel, METHODS["random"][1])
+    assert not any(10.0 in line for line in heights(accuracy(both, NAME).axes[0], "#d55e00"))
+    panel = accuracy(both, NAME, heuristic="threshold").axes[0]
+    assert [10.0, 10.0] in heights(panel, METHODS["random"].color)
 
 
 def test_accuracy_of_clip_is_against_macs_and_calls_retraining_distillation(tables):
     results = tables["results"].assign(experiment="clip-mscoco")
-    found = texts(accuracy_against_parameters(results, "clip-mscoco"))
+    found = texts(accuracy(results, "clip-mscoco"))
     assert {"Vision encoder MACs kept (%)", "MSCOCO Recall@1 (%)", "Pruned + distillation"} <= set(found)
     assert not any("ReSt" in text for text in found)
-    assert accuracy_table(results, "clip-mscoco").index.names == ["Method", "Distillation"]
+    assert score_table(results, "clip-mscoco").index.names == ["Method", "Distillation"]
 
 
 def test_a_single_point_is_drawn_as_a_marker(tables):
     results = tables["results"]
     rows = results[(results.method != "random") | (results.constraint == 0.4)]
-    panel = accuracy_against_parameters(rows, NAME).axes[0]
-    points = [line for line in panel.lines if line.get_color() == METHODS["random"][1] and len(line.get_xdata()) == 1]
-    markers = [line for line in points if line.get_marker() == METHODS["random"][2]]
-    assert accuracy_against_parameters(rows[rows.constraint != 0.8], NAME).axes[0].get_xlim() == pytest.approx(
-        (29.9, 49.9)
-    )
+    panel = accuracy(rows, NAME).axes[0]
+    _, color, marker = METHODS["random"]
+    points = [line for line in panel.lines if line.get_color() == color and len(line.get_xdata()) == 1]
+    markers = [line for line in points if line.get_marker() == marker]
+    assert accuracy(rows[rows.constraint != 0.8], NAME).axes[0].get_xlim() == pytest.approx((29.9, 49.9))
     assert sorted(float(line.get_ydata()[0]) for line in markers) == pytest.approx([100 * 0.49 / 3 + 100 / 3, 70])
 
 
 def test_variants_and_controls_are_no_part_of_the_curves(tables):
     other = [result("label-free", 0.4, 0, False, 0.1, variant="rescaled=True"), result("uniform", 0.4, 0, False, 0.1)]
     results = add(tables["results"], *other)
-    assert accuracy_table(results, NAME).equals(accuracy_table(tables["results"], NAME))
-    drawn, expected = (accuracy_against_parameters(rows, NAME) for rows in (results, tables["results"]))
+    assert score_table(results, NAME).equals(score_table(tables["results"], NAME))
+    drawn, expected = (accuracy(rows, NAME) for rows in (results, tables["results"]))
     assert [len(panel.lines) for panel in drawn.axes] == [len(panel.lines) for panel in expected.axes]
 
 
@@ -101,17 +104,17 @@ def test_overview_has_a_panel_per_experiment_on_one_scale(tables):
     first, second = figure.axes
     assert [panel.get_title() for panel in figure.axes] == ["TAP, TextVQA", "CLIP, MSCOCO"]
     assert first.get_ylim() == second.get_ylim() == (0, 100)
-    color = METHODS["label-free"][1]
+    color = METHODS["label-free"].color
     assert np.allclose(sorted(map(max, heights(first, color))), 2 * np.array(sorted(map(max, heights(second, color)))))
 
 
 def test_kept_per_layer_writes_the_counts(tables):
     figure = kept_per_layer(tables["layers"], NAME)
     heads, neurons, _ = figure.axes
-    assert [text.get_text() for text in heads.texts] == ["1", "2", "3", "3"]  # constraint 0.4, then 0.8 above it
-    assert [text.get_text() for text in neurons.texts] == ["3", "3", "0", "0"]
+    assert [text.get_text() for text in heads.texts] == ["3", "3", "1", "2"]  # constraint 0.8, then 0.4 below it
+    assert [text.get_text() for text in neurons.texts] == ["0", "0", "3", "3"]
     assert {"Heads kept (of 4)", "Neurons kept (of 6)", "Layer", "40", "80"} <= set(texts(figure))
-    assert np.allclose(heads.collections[0].get_array(), [[25, 50], [75, 75]])
+    assert np.allclose(heads.collections[0].get_array(), [[75, 75], [25, 50]]) and heads.yaxis_inverted()
 
 
 def test_kept_per_layer_of_searches_by_threshold(tables):
@@ -119,7 +122,7 @@ def test_kept_per_layer_of_searches_by_threshold(tables):
         heuristic="threshold", percentile=100 * tables["layers"].constraint, constraint=np.nan
     )
     figure = kept_per_layer(rows, NAME, heuristic="threshold")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "3", "3"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["3", "3", "1", "2"]
     assert {"40", "80", "Percentile\nremoved (%)"} <= set(texts(figure))
 
 
@@ -128,7 +131,8 @@ def test_importance_map_marks_zeros(tables):
     heads, neurons, _ = figure.axes
     assert [text.get_text() for text in heads.texts] == ["0", "−2.0", "−1.0", "0.0"] * 2
     assert heads.collections[0].get_array().mask[:, 0].all()
-    assert all(np.allclose(line.get_ydata(), [2, 1, 0, -1, -2]) for line in neurons.lines)
+    curves = [line.get_ydata() for line in neurons.lines if len(line.get_ydata())]  # others are in the legend
+    assert len(curves) == 2 and all(np.allclose(curve, [2, 1, 0, -1, -2]) for curve in curves)
     assert not importance_map(tables["importance"], NAME, annotate=False).axes[0].texts
     zero = tables["importance"].assign(importance=0.0)
     assert "0" in texts(importance_map(zero, NAME))
@@ -137,14 +141,14 @@ def test_importance_map_marks_zeros(tables):
 def test_mask_values_draws_every_value_and_a_line_at_1(tables):
     figure = mask_values(tables["mask_values"], NAME)
     heads, _ = figure.axes
-    points = [line for line in heads.lines if line.get_marker() == "."]
-    assert len(points) == 4 and all(np.allclose(line.get_ydata(), [0.9, 1.0, 1.25]) for line in points)
+    points = [group.get_offsets()[:, 1] for group in heads.collections if len(group.get_offsets())]
+    assert len(points) == 4 and all(np.allclose(values, [0.9, 1.0, 1.25]) for values in points)
     assert all(any(np.allclose(line.get_ydata(), 1) for line in panel.lines) for panel in figure.axes)
     assert {"Mask value of heads", "Mask value of neurons", "40", "80"} <= set(texts(figure))
 
 
 def test_table_numbers(tables):
-    table = accuracy_table(tables["results"], NAME)
+    table = score_table(tables["results"], NAME)
     assert list(table.columns) == ["100 %", "80 %", "40 %"]
     assert table.loc[("Unpruned", "no")].tolist() == [f"{81.35:.1f}", "–", "–"]
     for (method, retrained), scores in SCORES.items():
@@ -152,26 +156,28 @@ def test_table_numbers(tables):
             expected = f"{100 * statistics.mean(seeds):.1f}"
             if len(seeds) > 1:
                 expected += f" ± {100 * statistics.stdev(seeds):.1f}"
-            assert table.loc[(METHODS[method][0], "yes" if retrained else "no"), f"{100 * constraint:g} %"] == expected
+            assert (
+                table.loc[(METHODS[method].label, "yes" if retrained else "no"), f"{100 * constraint:g} %"] == expected
+            )
 
 
 def test_table_says_where_the_share_kept_is_another(tables):
     results = tables["results"]
     results.loc[(results.method == "random") & results.retrained, "fraction"] = 0.36
-    table = accuracy_table(results, NAME)
+    table = score_table(results, NAME)
     assert table.loc[("Random", "yes"), "40 %"] == "70.0 (at 36 %)"
     assert "at" not in table.loc[("Label-free", "yes"), "40 %"]
     results = add(results, by_threshold("random", 30, False, 0.6, 0.71))
-    table = accuracy_table(results, NAME, heuristic="threshold")
+    table = score_table(results, NAME, heuristic="threshold")
     assert table.loc[("Random", "no"), "30 % removed"] == "60.0 (at 71 %)"
 
 
-def test_table_of_another_measure(tables):
+def test_table_of_another_metric(tables):
     results = tables["results"].assign(anls=lambda rows: rows.score / 2)
-    table = accuracy_table(results, NAME, measure="anls")
+    table = score_table(results, NAME, metric="anls")
     assert table.loc[("Random", "yes"), "40 %"] == "35.0" and table.loc[("Unpruned", "no"), "100 %"] == "40.7"
     with pytest.raises(ValueError, match="anls = nan"):
-        accuracy_table(tables["results"], NAME, measure="anls")
+        score_table(tables["results"], NAME, metric="anls")
 
 
 def test_written_tables(tmp_path):
@@ -183,8 +189,13 @@ def test_written_tables(tmp_path):
         r"\caption{50 \% of \{all\}}" in lines and r"Method & a\_b \& c \\" in lines and r"p & 1 $\pm$ 2 \% \\" in lines
     )
     assert lines.index(r"\toprule") < lines.index(r"\midrule") < lines.index(r"\bottomrule")
-    rows = ["50 % of {all}", "", "| Method | a_b & c |", "| --- | --- |", "| p | 1 ± 2 % |", r"| q | x\|y |"]
-    assert markdown.read_text().splitlines() == rows
+    rows = [
+        "| Method   | a_b & c   |",
+        "|----------|-----------|",
+        "| p        | 1 ± 2 %   |",
+        r"| q        | x\|y      |",
+    ]
+    assert markdown.read_text().splitlines() == ["50 % of {all}", "", *rows]
 
 
 def test_wide_tables_in_latex_have_stacked_heads_and_numbers_flush_right(tmp_path):
@@ -272,14 +283,14 @@ def test_missing_table_or_column_is_named(folder, tables):
     ],
 )
 def test_odd_results_are_refused(tables, change, message):
-    for draw in (accuracy_against_parameters, accuracy_table):
+    for draw in (accuracy, score_table):
         with pytest.raises(ValueError, match=message):
             draw(change(tables["results"]), NAME)
 
 
 def test_what_is_not_there_is_named(tables):
     for draw, name in (
-        (accuracy_against_parameters, "results"),
+        (accuracy, "results"),
         (mask_values, "mask_values"),
         (kept_per_layer, "layers"),
     ):
@@ -298,3 +309,15 @@ def test_retraining_shows_the_log():
     figure = retraining(log)
     assert [panel.get_ylabel() for panel in figure.axes] == ["Loss", "Gradient norm"]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), log.loss)
+
+
+def test_neighbours_kept_are_means_over_seeds():
+    rows = [("unpruned", 1.0, 1.0, 1.0), ("label-free", 0.4, 0.39, 0.7), ("label-free", 0.4, 0.41, 0.6)]
+    panel = neighbours_kept(pd.DataFrame(rows, columns=["method", "constraint", "layers", "neighbours"])).axes[0]
+    (line,) = [line for line in panel.lines if line.get_marker() == METHODS["label-free"].marker]
+    np.testing.assert_allclose(line.get_xydata(), [(40, 65)])
+
+
+def test_no_figure_is_left_open(folder):
+    write_all(folder)
+    assert not plt.get_fignums()
