@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lfpr.experiments.specs import Way
-from lfpr.paper.labels import BLUE, CONTROLS, RED, about, method_label, score_label, spec_of
+from lfpr.paper.labels import BLUE, CONTROLS, RED, about, in_words, method_label, score_label, spec_of
 from lfpr.paper.published_numbers import COMPARED, CONSTRAINTS, EXPERIMENT, PUBLISHED, UNPRUNED
 from lfpr.paper.registry import figure, table
 from lfpr.paper.schema import main_method, over_seeds, scores, select
@@ -90,7 +90,7 @@ def _bars_note(experiment: str) -> str:
 
 
 def _alternatives_caption(results: pd.DataFrame, experiment: str) -> str:
-    method = main_method(_every(results, experiment), experiment).replace("fisher", "Fisher")
+    method = in_words(main_method(_every(results, experiment), experiment))
     against = f"alternatives to {method} pruning with {spec_of(experiment).retraining}"
     return f"{about(results, experiment)}: {against}: {_bars_note(experiment)}"
 
