@@ -143,13 +143,7 @@ def _score_caption(results: pd.DataFrame, experiment: str, heuristic: str, metri
     return f"{about(results, experiment)}: {score_label(experiment, metric)} by {by}, {search}"
 
 
-@table(
-    "table_{experiment}",
-    needs=("results",),
-    heading="Scores",
-    caption=_score_caption,
-    variants=_score_tables,
-)
+@table("table_{experiment}", needs=("results",), heading="Scores", caption=_score_caption, variants=_score_tables)
 def score_table(results: pd.DataFrame, experiment: str, heuristic: str = "sum", metric: str = "score") -> pd.DataFrame:
     """The scores in per cent: a row per method, pruned and retrained, a column per constraint (or percentile removed).
 
