@@ -24,13 +24,6 @@ def entries(monkeypatch):
     monkeypatch.setattr(registry, "ENTRIES", list(registry.ENTRIES))
 
 
-@pytest.fixture
-def folder(tmp_path):
-    for name, rows in small_tables().items():
-        rows.to_csv(tmp_path / f"{name}.csv", index=False)
-    return tmp_path
-
-
 def test_a_new_figure_is_one_function(folder):
     @figure(
         "heads_{experiment}",

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from small_tables import NAME, add, by_threshold, result, small_results
 
-from lfpr.paper.reproduce import compare, update
+from lfpr.paper.reproduce import compare, main, update
 from lfpr.paper.schema import write_tables
 from lfpr.paper.write import write_all
 
@@ -100,6 +100,23 @@ def test_the_command_exits_with_1_beyond_the_tolerance(committed, tmp_path, poin
     command = [sys.executable, "-m", "lfpr.paper.reproduce", "--committed", committed, "--new", new]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == code and f"ones {points:.1f} points" in run.stdout, run.stderr
+
+
+def test_the_command_compares_a_subset_and_updates(committed, tmp_path, monkeypatch, capsys):
+    def run(*options):
+        arguments = ["reproduce", "--committed", committed, "--new", new, *options]
+        monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+        main()
+
+    new = changed(committed, tmp_path / "new", lambda rows: rows[rows.method != "random"])
+    with pytest.raises(SystemExit, match="1"):
+        run()
+    run("--subset")
+    assert capsys.readouterr().out.splitlines()[2].endswith("tolerance 1.5: reproduced")
+    write_all(new)
+    (tmp_path / "README.md").write_text(f"<!-- results {NAME} --><!-- /results {NAME} -->")
+    run("--update", tmp_path / "README.md")
+    assert "renewed" in capsys.readouterr().out and compare(committed, new).reproduced
 
 
 def test_an_update_takes_over_figures_tables_and_the_readmes(committed, tmp_path):

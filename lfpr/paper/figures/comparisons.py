@@ -36,10 +36,7 @@ def _every(results: pd.DataFrame, experiment: str) -> pd.DataFrame:
     "sampling_{experiment}",
     needs=("results",),
     heading="Samples and decoding steps behind the importance",
-    caption=lambda results, experiment: (
-        f"{about(results, experiment)}: {score_label(experiment)} of the pruned model, not retrained, by how its "
-        "importance is computed."
-    ),
+    caption="{about}: {spec.score} (%) of the pruned model, not retrained, by how its importance is computed.",
     when=lambda results, experiment: (
         _every(results, experiment).variant.str.fullmatch(rf"({'|'.join(VARIED)})=\d+").any()
     ),
@@ -85,21 +82,13 @@ def sampling(results: pd.DataFrame, experiment: str, step: int | None = None) ->
     return figure
 
 
-def _bars_note(experiment: str) -> str:
-    return f"{score_label(experiment)}; hollow: not retrained."
-
-
-def _alternatives_caption(results: pd.DataFrame, experiment: str) -> str:
-    method = main_method(_every(results, experiment), experiment).replace("fisher", "Fisher")
-    against = f"alternatives to {method} pruning with {spec_of(experiment).retraining}"
-    return f"{about(results, experiment)}: {against}: {_bars_note(experiment)}"
-
-
 @figure(
     "alternatives_{experiment}",
     needs=("results",),
     heading="Ways to retrain",
-    caption=_alternatives_caption,
+    caption=(
+        "{about}: alternatives to {method} pruning with {spec.retraining}: {spec.score} (%); hollow: not retrained."
+    ),
     when=lambda results, experiment: (
         _every(results, experiment)
         .variant.isin({variant for _, variant, _ in spec_of(experiment).alternatives.values()} - {""})
@@ -119,9 +108,7 @@ def alternatives(results: pd.DataFrame, experiment: str) -> Figure:
     "controls_{experiment}",
     needs=("results",),
     heading="What each part of the method is worth",
-    caption=lambda results, experiment: (
-        f"{about(results, experiment)}: what the parts of Fisher importance are worth: {_bars_note(experiment)}"
-    ),
+    caption="{about}: what the parts of Fisher importance are worth: {spec.score} (%); hollow: not retrained.",
     when=lambda results, experiment: _every(results, experiment).method.isin(CONTROLS).any(),
 )
 def controls(results: pd.DataFrame, experiment: str) -> Figure:

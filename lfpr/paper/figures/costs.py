@@ -25,10 +25,7 @@ AGAINST = "Measured time against multiply-accumulates of the pruned encoder, as 
 
 
 @figure(
-    "speed",
-    needs=("speed",),
-    heading="Measured time against cost",
-    caption=f"{AGAINST}: medians of alternating runs.",
+    "speed", needs=("speed",), heading="Measured time against cost", caption=f"{AGAINST}: medians of alternating runs."
 )
 def speed(measured: pd.DataFrame) -> Figure:
     """Measured time of pruned models against multiply-accumulates, each as a share of the unpruned model's (%).
@@ -97,12 +94,7 @@ def minutes_table(minutes: pd.DataFrame) -> pd.DataFrame:
     return text_table(table, ["Experiment", "Profile"], [*names.values(), "Peak memory (MB)"])
 
 
-@table(
-    "table_speed",
-    needs=("speed",),
-    heading="Measured time and size",
-    caption=f"{AGAINST}, with sizes.",
-)
+@table("table_speed", needs=("speed",), heading="Measured time and size", caption=f"{AGAINST}, with sizes.")
 def speed_table(measured: pd.DataFrame) -> pd.DataFrame:
     """Size and measured time of every model: parameters and MACs of the encoder, file, milliseconds per question or
     image, and the last two as shares of the unpruned model's."""

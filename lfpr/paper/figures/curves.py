@@ -143,13 +143,7 @@ def _score_caption(results: pd.DataFrame, experiment: str, heuristic: str, metri
     return f"{about(results, experiment)}: {score_label(experiment, metric)} by {by}, {search}"
 
 
-@table(
-    "table_{experiment}",
-    needs=("results",),
-    heading="Scores",
-    caption=_score_caption,
-    variants=_score_tables,
-)
+@table("table_{experiment}", needs=("results",), heading="Scores", caption=_score_caption, variants=_score_tables)
 def score_table(results: pd.DataFrame, experiment: str, heuristic: str = "sum", metric: str = "score") -> pd.DataFrame:
     """The scores in per cent: a row per method, pruned and retrained, a column per constraint (or percentile removed).
 
@@ -215,24 +209,6 @@ def threshold(results: pd.DataFrame, experiment: str, method: str | None = None)
     panel.set(xlabel=kept_axis(experiment), ylabel=score_label(experiment))
     panel.grid(True)
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
-    return figure
-
-
-@figure("minilm", heading="all-MiniLM-L6-v2")
-def neighbours_kept(table: pd.DataFrame) -> Figure:
-    """Nearest neighbours that a pruned sentence encoder keeps (%) against the share of the layers' parameters kept (%),
-    a line per method. `table`: that of `lfpr.experiments.sentences.study`."""
-    figure = Figure((SINGLE, 2.6), layout="constrained")
-    panel = figure.subplots()
-    panel.axhline(100, **REFERENCE)
-    pruned = table[table.method.isin(METHODS)]
-    pruned = pruned.assign(kept=100 * pruned.groupby(["method", "constraint"]).layers.transform("mean"))
-    for method, rows in pruned.groupby("method"):
-        draw_line(panel, rows, "kept", "neighbours", color=METHODS[method].color, marker=METHODS[method].marker)
-    panel.grid(True)
-    panel.set(xlabel="Parameters of the layers kept (%)", ylabel="Nearest neighbours kept (%)", ylim=(None, 102))
-    handles = [Line2D([], [], **REFERENCE, label="Unpruned"), *method_handles(pruned)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure
 
 
