@@ -1,4 +1,5 @@
-"""The profiles run jobs with bounded threads, the generic one through its submit script; and the plan adds up."""
+"""The profiles run jobs with bounded threads, the generic one through its submit script; what a grid of jobs goes
+through; and `make`."""
 
 import importlib.util
 import os
@@ -13,8 +14,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from small_notebooks import made_up, ran
 
-from lfpr.experiments import EXPERIMENTS, grid, open_experiment, plan
+from lfpr.experiments import Cell, open_experiment
+from lfpr.experiments.grid import load_grid
+from lfpr.experiments.run_grid import Grid
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ROOT / "workflow" / "profiles"
@@ -33,17 +37,6 @@ rule second:
     output: "out/b.txt"
     shell: "cat {input} > {output}; echo second $OMP_NUM_THREADS >> {output}"
 """
-PLAN = {
-    "tap-textvqa": {
-        "profile": "mini",
-        "cells": [
-            {"method": "label-free", "constraint": [0.4, 0.8], "seed": [0, 1]},
-            {"method": ["random", "l1"], "constraint": 0.4, "stages": "pruned"},
-            {"method": "label-free", "percentile": 50},
-            {"method": "label-free", "constraint": 0.4, "stages": "pruned", "num_samples": 10},
-        ],
-    }
-}
 needs_cluster_generic = pytest.mark.skipif(
     not importlib.util.find_spec("snakemake_executor_plugin_cluster_generic"),
     reason="needs snakemake-executor-plugin-cluster-generic",
@@ -92,10 +85,10 @@ def test_the_slurm_profile_plans_its_jobs(project):
     assert "mem_mb=8000" in output and "runtime=240" in output and not (project / "out").exists()
 
 
-def start(folder, profile, *options):
-    """The smoke grid's run, in a session of its own."""
+def start(folder, profile, *options, grid="smoke"):
+    """A grid's run, in a session of its own."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
-    command += ["--profile", f"workflow/profiles/{profile}", "--cores", "2", "--config", "grid=smoke", "out=paper"]
+    command += ["--profile", f"workflow/profiles/{profile}", "--cores", "2", "--config", f"grid={grid}", "out=paper"]
     command += ["--seconds-between-status-checks", "1"]
     log = (folder / "log.txt").open("a")
     return subprocess.Popen([*command, *options], cwd=folder, stdout=log, stderr=log, start_new_session=True)
@@ -110,10 +103,10 @@ def kill_when(running, folder, stages):
     running.wait()
 
 
-def planned(folder):
+def planned(folder, grid="smoke"):
     """How many jobs of each rule would run."""
     (folder / "log.txt").unlink()
-    assert start(folder, "local", "--dry-run").wait() == 0
+    assert start(folder, "local", "--dry-run", grid=grid).wait() == 0
     text = (folder / "log.txt").read_text()
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
 
@@ -123,23 +116,26 @@ def test_a_grid_killed_three_times_ends_with_the_tables_and_reruns_what_changed(
     folder = tmp_path / "a project"
     for name in ("notebooks", "workflow"):
         shutil.copytree(ROOT / name, folder / name)
-    (folder / "data").symlink_to(ROOT / "data")
-    for profile, stages in (("generic", 2), ("local", 6), ("generic", 14)):  # jobs that were submitted live on
+    for profile, stages in (("generic", 2), ("local", 6), ("generic", 10)):  # jobs that were submitted live on
         kill_when(start(folder, profile), folder, stages)
     assert start(folder, "generic").wait() == 0, (folder / "log.txt").read_text()
     submitted = {file.name.split(".")[1] for file in (folder / ".snakemake" / "submitted").glob("*.log")}
-    assert submitted == {"data", "cells", "notebook", "tables", "paper"}
+    assert submitted == {"cells", "tables", "paper"}
     assert not list(folder.glob("runs/*/*/*/*.unfinished"))
 
+    executed = sorted(path.stem for path in folder.glob("runs/notebooks/smoke/clip-mscoco/*.ipynb"))
+    names = [f"{name}-{method}-0.4-seed0" for name in ("03_prune", "04_retrain") for method in ("label-free", "random")]
+    assert executed == ["01_data", *names]
+
     experiment = open_experiment("clip-mscoco", runs=tmp_path / "elsewhere")
-    experiment.data_root = folder / "runs" / "data" / "mscoco-mini"
+    experiment.task.data_root = folder / "runs" / "data" / "mscoco-mini"
     results = pd.read_csv(folder / "paper" / "results.csv").set_index(["method", "retrained"])
     assert results.score["unpruned", False] == pytest.approx(experiment.baseline().result["score"], abs=1e-6)
     assert len(results) == 5
     for method in ("label-free", "random"):
-        score = experiment.prune(method, constraint=0.4).result["score"]
+        score = experiment.prune(Cell(method, 0.4)).result["score"]
         assert results.score[method, False] == pytest.approx(score, abs=1e-6)
-    score = experiment.retrain("label-free", constraint=0.4).result["score"]
+    score = experiment.retrain(Cell("label-free", 0.4)).result["score"]
     assert results.score["label-free", True] == pytest.approx(score, abs=1e-6)
 
     assert planned(folder) == {}
@@ -149,7 +145,7 @@ def test_a_grid_killed_three_times_ends_with_the_tables_and_reruns_what_changed(
     grids.write_text(
         grids.read_text().replace("[label-free, random], constraint: 0.4}", "[label-free], constraint: 0.5}", 1)
     )
-    assert planned(folder) == {"cells": 2, "notebook": 1, "tables": 1, "paper": 1, "total": 5}
+    assert planned(folder) == {"cells": 2, "tables": 1, "paper": 1, "total": 4}
 
 
 def test_submitted_jobs_have_a_state_and_can_be_ended(project):
@@ -179,53 +175,51 @@ def test_submitted_jobs_have_a_state_and_can_be_ended(project):
     assert settled(job) == "failed" and not (project / "survived.txt").exists()
 
 
-def test_the_plan_counts_what_the_grid_runs():
-    measured = {"tap-textvqa": {"01_data": 60, "pruned": 10, "importance": 20, "retrained": {0.5: 100, 1: 30}}}
-    steps = {step.name: step for step in plan.plan(PLAN, measured | {"any": {"06_paper": 15}})}
-    runs = {name: step.runs for name, step in steps.items()}
-    assert runs == dict.fromkeys([*plan.NOTEBOOKS, "06_paper"], 1) | {"importance": 3, "pruned": 8, "retrained": 5}
-    seconds = {name: step.seconds for name, step in steps.items() if step.seconds is not None}
-    assert seconds == {
-        "01_data": 60,
-        "importance": 60,
-        "pruned": 80,
-        "retrained": 2 * 100 + 2 * 30 + 100,
-        "06_paper": 15,
+def test_what_fails_stops_no_other_job_and_is_named(tmp_path):
+    folder = tmp_path / "a project"
+    shutil.copytree(ROOT / "workflow", folder / "workflow")
+    made_up(folder / "notebooks")
+    fails = {
+        "profile": "mini",
+        "jobs": 1,
+        "cells": [{"method": ["l1", "random"], "constraint": 0.4, "stages": "pruned"}],
     }
-    assert steps["06_paper"].experiment == "any"
-    lines = list(plan.render(list(steps.values()), cores=2))
-    assert lines[-2] == "about 5 minutes on 2 cores, and the time of tap-textvqa, not measured yet"
-    assert ["tap-textvqa", "retrained", "5", "6.0"] in [line.split() for line in lines]
-    own_files = {"tap-textvqa": PLAN["tap-textvqa"] | {"profile": "full"}}
-    assert all(step.seconds is None for step in plan.plan(own_files, measured))
+    works = {"profile": "mini", "jobs": 1, "cells": [{"method": ["fisher", "random"], "constraint": 0.4}]}
+    grid = {"tiny": {"tap-textvqa": fails, "tap-stvqa": works}}
+    (folder / "workflow" / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+    assert start(folder, "local", grid="tiny").wait() != 0
+    log = (folder / "log.txt").read_text()
+    done = folder / "runs" / "notebooks" / "tiny"
+    error = (
+        f"failed: {done / 'tap-textvqa' / '03_prune-l1-0.4-seed0.ipynb'}: ValueError: method = 'l1': a made-up failure"
+    )
+    assert log.count(error) == 2  # by its job, and at the end
+    assert [file.parent.name for file in done.glob("*/cells-*.json")] == ["tap-stvqa"]
+    assert len(ran(folder / "notebooks")) == 1 + 2 + 1 + 4
+    assert planned(folder, grid="tiny") == {"cells": 1, "tables": 1, "paper": 1, "total": 3}
+
+    path = folder / "notebooks" / "03_prune.ipynb"
+    path.write_text(path.read_text().replace('method == \\"l1\\"', "False"))
+    assert start(folder, "local", "--until", "cells", grid="tiny").wait() == 0, (folder / "log.txt").read_text()
+    assert sorted(line.split()[0] for line in ran(folder / "notebooks")) == ["03_prune"] * 4  # what the change concerns
 
 
-def test_seconds_are_of_known_steps():
-    measured = yaml.safe_load((ROOT / "workflow" / "seconds.yaml").read_text())
-    assert set(measured) <= {*EXPERIMENTS, plan.ALL}
-    for steps in measured.values():
-        for seconds in steps.values():
-            values = seconds.values() if isinstance(seconds, dict) else [seconds]
-            assert all(value > 0 for value in values)
-            assert not isinstance(seconds, dict) or max(seconds) == 1  # the whole model is covered
-    assert set(plan.NOTEBOOKS) <= {file.stem for file in (ROOT / "notebooks").glob("*.ipynb")}
-
-
-def test_the_plan_needs_no_torch():
+def test_the_plan_needs_neither_torch_nor_jupyter():
     code = """
 import sys, types
-package = types.ModuleType("lfpr")  # without what lfpr itself imports
-package.__path__ = [sys.argv.pop()]
-sys.modules["lfpr"] = package
-import lfpr.experiments.plan
-lfpr.experiments.plan.main()
-print({"torch", "transformers", "pandas"} & set(sys.modules))
+for name in ("lfpr", "lfpr.experiments"):  # without what the packages themselves import
+    package = types.ModuleType(name)
+    package.__path__ = ["/".join([sys.argv[1], *name.split(".")])]
+    sys.modules[name] = package
+from lfpr.experiments import run_grid
+sys.argv[1:] = ["--cores", "3"]
+run_grid.plan_main()
+print({"torch", "transformers", "pandas", "papermill", "nbformat", "jupyter_client"} & set(sys.modules))
 """
-    command = [sys.executable, "-c", code, "--cores", "3", ROOT / "lfpr"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code, ROOT], cwd="/", capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
-    *_, time_line, _, imported = run.stdout.splitlines()
-    assert re.match(r"about \d+ minutes on 3 cores", time_line) and imported == "set()"
+    *_, time_line, imported = run.stdout.splitlines()
+    assert re.match(r"\d+ notebooks to run, about \d+ minutes on 3 cores", time_line) and imported == "set()"
 
 
 def test_the_workflow_runs_the_notebooks_of_the_plan():
@@ -233,8 +227,46 @@ def test_the_workflow_runs_the_notebooks_of_the_plan():
     run = subprocess.run([*command, "--dry-run", "--forceall"], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     counted = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", run.stdout, re.MULTILINE)}
-    default = grid.load_grid(f"{ROOT / 'workflow' / 'grid.yaml'}:default")
-    assert counted["data"] == len(default)
-    assert counted["notebook"] == sum(len(entry.get("notebooks", plan.NOTEBOOKS[1:])) for entry in default.values())
-    assert counted["cells"] == sum(entry.get("jobs", 1) for entry in default.values())
-    assert counted["tables"] == counted["paper"] == 1
+    default = load_grid(f"{ROOT / 'workflow' / 'grid.yaml'}:default")
+    jobs = sum(plan.get("jobs", 1) for plan in default.values())
+    assert counted == {"cells": jobs, "tables": 1, "paper": 1, "total": jobs + 2}
+    grid = Grid("default", default, ROOT / "runs")
+    for experiment, plan in default.items():
+        shares = [grid.steps(experiment, job) for job in range(plan["jobs"])]
+        assert sorted(step.name for steps in shares for step in steps) == sorted(s.name for s in grid.steps(experiment))
+        assert {"01_data", *plan["notebooks"]} <= {step.name for step in shares[0]}
+
+
+def make(*arguments, **variables):
+    environment = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"} | variables
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def paper(*arguments, **variables):
+    """The commands of `make paper`."""
+    return " ".join(make("-n", "paper", *arguments, **variables).stdout.split())
+
+
+def test_make_lists_its_targets():
+    listed = make().stdout
+    assert listed == make("help").stdout
+    (names,) = re.findall(r"^\.PHONY: (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    lines = [line for line in listed.splitlines() if line.startswith("make ")]
+    assert [line.split()[1] for line in lines] == names.split() and all(len(line.split()) > 3 for line in lines)
+    for option in ("GRID=full", "FULL=1 DATA=FOLDER", "DRY=1", "OUT=FOLDER", "UPDATE=1", "LAB_ARGS"):
+        assert option in listed
+
+
+def test_make_paper_ends_with_the_comparison():
+    commands = paper(OMP_NUM_THREADS="1")
+    cores = len(os.sched_getaffinity(0))  # not the threads of a job
+    assert f"--cores {cores} " in commands and "out='runs/paper'" in commands and "lfpr plan" not in commands
+    assert commands.endswith("-m lfpr reproduce --committed paper_figures --new 'runs/paper'")
+    assert paper("GRID=smoke", "OUT=/tmp/x").endswith("--new '/tmp/x' --subset")
+    assert paper("UPDATE=1").endswith("--new 'runs/paper' --update README.md")
+    assert "reproduce" not in paper("FULL=1", "DATA=/data")
+    dry = paper("DRY=1")
+    assert "-m lfpr plan --grid workflow/grid.yaml:default" in dry and "--dry-run" in dry and "reproduce" not in dry
+    refused = make("-n", "paper", "GRID=smoke", "UPDATE=1")
+    assert refused.returncode != 0 and "UPDATE=1: the committed tables are those of GRID=default" in refused.stderr

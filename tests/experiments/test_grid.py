@@ -9,8 +9,7 @@ import yaml
 from lfpr.experiments import SPECS, Cell, open_experiment
 from lfpr.experiments.grid import Planned, cells, inputs, load_grid, share, sources
 from lfpr.files import checkout
-from lfpr.paper import collect
-from lfpr.paper.schema import TABLES, write_tables
+from lfpr.paper import collect, schema
 
 GRIDS = checkout() / "workflow" / "grid.yaml"
 SMALL = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch": 20, "rescale_samples": 40}
@@ -128,12 +127,12 @@ def test_cells_are_computed_and_collected(tmp_path, monkeypatch):
         "tap-stvqa: speed",
     ]
     table = tables["results"]
-    assert list(table.columns) == list(TABLES["results"]) and len(table) == 1 + len(done)
+    assert list(table.columns) == list(schema.TABLES["results"]) and len(table) == 1 + len(done)
     assert table.method.iloc[0] == "unpruned" and table.anls.notna().all()
     assert table.score.iloc[1:].tolist() == [stage.result["score"] for stage in done]
     variants = table[table.variant.fillna("") != ""]
     assert variants.variant.tolist() == ["rescaled=True", "num_samples=20"]
     # kept per layer and importances are of the experiment's own way alone
     assert tables["layers"].groupby(["method", "constraint", "seed"], dropna=False).ngroups == 5
-    write_tables(tables, tmp_path / "out")
+    schema.write_tables(tables, tmp_path / "out")
     assert json.loads((done[0].folder / "result.json").read_text())["score"] == pytest.approx(table.score[1])
