@@ -13,10 +13,26 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import lfpr.paper.figures  # noqa: F401  (fills the registry)
+from lfpr.files import checkout
 from lfpr.paper.registry import items
-from lfpr.paper.schema import read_all, write_file
+from lfpr.paper.schema import TABLES, read_all, write_file
 from lfpr.paper.style import save
 from lfpr.paper.tables import write_table
+
+
+def tables_folder(folder: str | Path | None = None) -> Path:
+    """The folder of tidy tables to draw: by default that of `make paper`, `runs/paper` of the checkout, which gets a
+    copy of the committed tables if it has none. Raises FileNotFoundError outside a checkout."""
+    root = checkout()
+    if folder is None and root is None:
+        raise FileNotFoundError("folder = None: outside a checkout of the project, say where the tables are")
+    folder = Path(folder or root / "runs" / "paper")
+    if root and folder == root / "runs" / "paper" and not (folder / "results.csv").is_file():
+        for name in TABLES:
+            committed = root / "paper_figures" / f"{name}.csv"
+            if committed.is_file():
+                write_file(folder / committed.name, committed.read_bytes())
+    return folder
 
 
 def write_all(folder: str | Path) -> list[Path]:

@@ -8,5 +8,5 @@ from lfpr.paper.figures.rankings import agreement, rank_scatter, scoring
 from lfpr.paper.figures.comparisons import alternatives, comparison_table, controls, sampling
 from lfpr.paper.figures.retrieval import cascade_growth, cascade_table, recall_table, scale_factors, sensitivity_steps
 from lfpr.paper.figures.costs import minutes_table, speed, speed_table
-from lfpr.paper.figures.neighbours import neighbours_kept
+from lfpr.paper.figures.neighbours import neighbours_kept, neighbours_table
 from lfpr.paper.style import save

@@ -27,3 +27,25 @@ def neighbours_kept(table: pd.DataFrame) -> Figure:
     handles = [Line2D([], [], **REFERENCE, label="Unpruned"), *method_handles(pruned)]
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure
+
+
+def neighbours_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `lfpr.experiments.sentences.study` for reading: means over seeds (time ratio: median, ms: least),
+    neighbours with range."""
+    rows = []
+    for (method, constraint), group in table.groupby(["method", "constraint"], sort=False):
+        low, high = group.neighbours.min(), group.neighbours.max()
+        rows.append(
+            {
+                "Method": method,
+                "Constraint": f"{constraint:g}",
+                "Parameters (M)": f"{group.parameters.mean() / 1e6:.1f}",
+                "File (MB)": f"{group.megabytes.mean():.1f}",
+                "ms per batch": f"{group.milliseconds.min():.0f}",
+                "Time ratio": f"{group.time.median():.2f}",
+                "Neighbours kept": f"{group.neighbours.mean():.3f}"
+                + (f" ({low:.3f} to {high:.3f})" if len(group) > 1 else ""),
+                "Largest difference": f"{group.difference.max():.0e}" if method != "unpruned" else "",
+            }
+        )
+    return pd.DataFrame(rows).set_index("Method")
