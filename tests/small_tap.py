@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 import lfpr
-from lfpr.experiments import open_experiment
+from lfpr.experiments import Cell, open_experiment
 from lfpr.experiments.runs import Stage
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.objectives import labelled
@@ -100,7 +100,7 @@ def stage(runs: str | Path, **settings) -> Stage:
     """ReSt of the shipped baseline on a few questions, as a stage."""
     amounts = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch": 20, "retrain_batch": 9}
     experiment = open_experiment(runs=runs, **amounts, **settings)
-    return experiment.retrain(constraint=0.4, percent=50, last_layers=1)
+    return experiment.retrain(Cell(constraint=0.4, percent=50, last_layers=1))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from rehearsal.coco_files import write_clip, write_coco_files
 from rehearsal.tap_files import ANSWERS, PIECES, write_checkpoint, write_tap_files
 
 from lfpr.clip.coco import COCOCaptions, annotation_file
-from lfpr.experiments import TAP_EXPERIMENTS
 from lfpr.experiments.runs import provenance_table
+from lfpr.experiments.specs import SPECS
 from lfpr.files import write_json
 from lfpr.tap.model import TAP, TAPConfig
 
@@ -43,13 +43,13 @@ CELLS = [{"method": ["label-free", "random"], "constraint": 0.4}]  # of the grid
 
 def prepare_tap(name: str, folder: Path) -> dict[str, str]:
     """Write the files of a TAP experiment below `folder`; returns where its data and its checkpoint are."""
-    spec = TAP_EXPERIMENTS[name]
-    inputs = {"data_root": spec.dataset, "checkpoint": f"{name}.ckpt"}
+    dataset, *layers = (SPECS[name].arguments[key] for key in ("dataset", "text_layers", "mmt_layers"))
+    inputs = {"data_root": dataset, "checkpoint": f"{name}.ckpt"}
     if not (folder / inputs["data_root"]).exists():
-        write_tap_files(folder / inputs["data_root"], spec.dataset, QUESTIONS)
+        write_tap_files(folder / inputs["data_root"], dataset, QUESTIONS)
     if not (folder / inputs["checkpoint"]).exists():
         torch.manual_seed(0)
-        config = TAPConfig(spec.text_layers, spec.mmt_layers, text_vocab_size=PIECES, num_answers=ANSWERS)
+        config = TAPConfig(*layers, text_vocab_size=PIECES, num_answers=ANSWERS)
         write_checkpoint(folder / inputs["checkpoint"], TAP(config))
     return inputs
 
@@ -67,33 +67,30 @@ def prepare_clip(folder: Path) -> dict[str, str]:
 
 
 PREPARE: dict[str, Callable[[Path], dict[str, str]]] = {
-    **{name: partial(prepare_tap, name) for name in TAP_EXPERIMENTS},
+    **{name: partial(prepare_tap, name) for name in SPECS if name.startswith("tap")},
     "clip-mscoco": prepare_clip,
 }
 """Experiment -> what writes its files."""
 
 
 def rehearse(out: Path, experiments: Sequence[str], notebooks: Sequence[str]) -> dict[str, list[dict]]:
-    """Run `notebooks` of each experiment, then 06 on the tables of a small grid of them all; returns the rows of
+    """Run `notebooks` of each experiment, then a small grid of them all, and 06 on its tables; returns the rows of
     `rehearsal.json`: `notebooks` (name, seconds, peak_memory_mb, failed) and `stages` (`provenance_table`)."""
     rows, grid = [], {}
     for name in experiments:
         inputs = PREPARE[name](out / "files")
-        grid[name] = {"profile": "full", "cells": CELLS} | inputs
+        grid[name] = {"profile": "full", "cells": CELLS, "notebooks": ["02_importance"]} | inputs
         parameters = {key: str(out / "files" / value) for key, value in inputs.items()}
         parameters |= {"experiment": name, "profile": "full", "runs": str(out / "runs")}
         rows += [run_notebook(notebook, out / name, parameters) for notebook in notebooks if notebook != PAPER]
     if PAPER in notebooks:
         (out / "grid.yaml").write_text(yaml.safe_dump({"rehearsal": grid}))
-        folders = {
-            "grid": f"{out / 'grid.yaml'}:rehearsal",
-            "data": out / "files",
-            "runs": out / "runs",
-            "out": out / "paper",
-        }
+        folders = {"grid": f"{out / 'grid.yaml'}:rehearsal", "data": out / "files", "runs": out / "runs"}
         options = [word for option, folder in folders.items() for word in (f"--{option}", str(folder))]
-        rows.append(run([sys.executable, "-m", "lfpr.paper.collect", *options], out / "tables"))
-        rows.append(run_notebook(PAPER, out, {"folder": str(out / "paper"), "readme": "", "runs": str(out / "runs")}))
+        lfpr = [sys.executable, "-m", "lfpr"]
+        rows += [run([*lfpr, "grid", *options, "--experiment", name], out / name / "grid") for name in experiments]
+        rows.append(run([*lfpr, "collect", *options, "--out", str(out / "paper")], out / "tables"))
+        rows.append(run_notebook(PAPER, out, {"folder": str(out / "paper"), "runs": str(out / "runs")}))
     report = {"notebooks": rows, "stages": provenance_table(out / "runs").to_dict("records")}
     write_json(out / "rehearsal.json", report)
     return report

@@ -13,6 +13,7 @@ from rehearsal import rehearse as rehearsal
 from rehearsal.tap_files import ANSWERS, PIECES, PYTHON_2, write_checkpoint, write_fasttext, write_tap_files
 
 import lfpr
+from lfpr.experiments import Cell
 from lfpr.files import CheckpointError
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPDataset, batches, check
@@ -104,25 +105,25 @@ def test_stages_run_on_the_profile_full(files, tmp_path):
     exp = open_full(files, tmp_path)
     baseline = exp.baseline().result
     assert baseline["questions"] == 4 and ("anls" in baseline) == (files[0] == "stvqa")
-    assert exp.importance("label-free").heads.shape == (EXPERIMENTS[files[0]][2], 12)
+    assert exp.importance(Cell("label-free")).heads.shape == (EXPERIMENTS[files[0]][2], 12)
     if files[0] == "textvqa":
         return  # the twelve layers cost the most time and add nothing below
-    pruned = exp.prune("label-free", constraint=0.4).result
+    pruned = exp.prune(Cell("label-free", 0.4)).result
     assert 0.35 < pruned["fraction"] <= 0.4
-    retrained = exp.retrain("label-free", constraint=0.4)
+    retrained = exp.retrain(Cell("label-free", 0.4))
     assert retrained.result["iterations"] == 1 and retrained.result["questions"] == 4
-    model, test = lfpr.load_pruned(retrained.folder / "model"), exp.data("test")
+    model, test = lfpr.load_pruned(retrained.folder / "model"), exp.task.data("test")
     answers = predict(model, test, 2)  # the last batch is one question about an image without OCR tokens
     assert [entry["question_id"] for entry in evalai(answers, test)] == [0, 1, 2]
-    assert exp.answers(model, test) == [answer.text for answer in answers]
+    assert exp.task.predict(model, test) == answers
 
 
 def test_other_word_vectors_are_other_runs(files, tmp_path):
     hashed = open_full(files, tmp_path, word_vectors="hashed")
     with pytest.warns(UserWarning, match="word_vectors = 'hashed': a model trained with FastText scores lower"):
-        hashed.data("val")
-    assert hashed.inputs != open_full(files, tmp_path).inputs
-    assert open_full(files, tmp_path, num_eval=2).inputs != open_full(files, tmp_path).inputs
+        hashed.task.data("val")
+    assert hashed.task.inputs != open_full(files, tmp_path).task.inputs
+    assert open_full(files, tmp_path, num_eval=2).task.inputs != open_full(files, tmp_path).task.inputs
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(files, tmp_path):
@@ -131,7 +132,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(files, tmp_path):
     whole = answers.read_bytes()
     answers.write_bytes(whole + b"more\n")
     try:
-        with pytest.raises(CheckpointError, match=r"scores 5000 answers, .*_5k\.txt has 5001: .*same data set"):
+        with pytest.raises(CheckpointError, match=r"has 5000 answers, .*_5k\.txt has 5001: .*same data set"):
             exp.baseline()
     finally:
         answers.write_bytes(whole)

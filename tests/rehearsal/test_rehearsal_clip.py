@@ -14,6 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 import lfpr
 from lfpr.clip import COCOCaptions, Processor, check
 from lfpr.clip.objectives import text_features
+from lfpr.experiments import Cell
 from lfpr.paper.pictures import clip as pictures
 
 SAMPLES = Path(__file__).parents[1] / "real_samples"
@@ -133,29 +134,29 @@ def test_stages_run_on_the_profile_full(root, folder, tmp_path):
     baseline = exp.baseline().result
     assert baseline["questions"] == 5 and baseline["r5"] == 1
     assert exp.with_settings(eval_captions="all").baseline().result["questions"] == 28
-    pruned = exp.prune("label-free", constraint=0.4)
+    pruned = exp.prune(Cell("label-free", 0.4))
     assert 0.35 < pruned.result["fraction"] <= 0.4
-    retrained = exp.retrain("label-free", constraint=0.4)
+    retrained = exp.retrain(Cell("label-free", 0.4))
     assert retrained.result["iterations"] == 1 and retrained.result["heads"] == pruned.result["heads"]
-    cascade = exp.cascade(retrained).result
+    cascade = exp.downstream(retrained)["cascade"].result
     assert cascade["m"] == 5 and cascade["score"] == baseline["score"]  # all five images are re-ranked
     small = lfpr.load_pruned(retrained.folder / "model")
-    assert exp.evaluate(small)["score"] == retrained.result["score"]
+    assert exp.task.evaluate(small)["score"] == retrained.result["score"]
 
 
 def test_pictures_have_room_for_long_captions(root, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "QUERIES", 5)  # all captions
     exp = lfpr.open_experiment("clip-mscoco", "full", tmp_path, root, folder, workers=0)
-    figure, same = exp.pictures.compare(exp, {"unpruned": exp.model, "same": exp.model})
+    figure, same = pictures.compare(exp, {"unpruned": exp.model, "same": exp.model})
     figure.draw_without_rendering()
     titles = [part.get_suptitle() for part in figure.subfigs]
-    first = [" ".join(pair.text.split()) for pair in exp.data("val").pairs]
+    first = [" ".join(pair.text.split()) for pair in exp.task.data("val").pairs]
     assert [" ".join(title.split()) for title in titles] == first and " ".join(LONG.split()) in first
     assert len(figure.axes) == 5 * 2 * 5 and same == {"unpruned": 1, "same": 1}
     for panel in figure.axes:
         box = panel.get_position(original=True)
         assert box.width > 0.15 and box.height > 0.3, panel
-    dollars = exp.pictures.examples(exp)
+    dollars = pictures.examples(exp)
     shown = [panel.title.get_parse_math() for panel in dollars.axes if "$" in panel.get_title()]
     assert shown == [False]  # no formula
 
@@ -168,4 +169,4 @@ def test_files_of_a_rehearsal_are_written_once(tmp_path, monkeypatch):
     assert rehearsal.PREPARE["clip-mscoco"](tmp_path) == inputs
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     exp = lfpr.open_experiment("clip-mscoco", "full", **{name: tmp_path / value for name, value in inputs.items()})
-    assert len(exp.data("train")) == 6 and exp.check("val")["bad"] == 0
+    assert len(exp.task.data("train")) == 6 and exp.task.check("val")["bad"] == 0

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import lfpr
-from lfpr.experiments import tap_stages as stages
+from lfpr.experiments import tap as stages
 from lfpr.experiments.runs import Stage
 from lfpr.tap.objectives import labelled
 from lfpr.training.processes import plan, shares
