@@ -52,8 +52,9 @@ def test_the_logic_is_in_the_library(path):
 
 
 def test_the_workflow_runs_these_notebooks():
-    named = set(re.findall(r"\b(0[1-6]_\w+)", (ROOT / "workflow" / "Snakefile").read_text()))
-    assert named == set(STAGES)
+    named = "workflow/Snakefile", "workflow/grid.yaml", "lfpr/experiments/grid.py", "lfpr/experiments/run_grid.py"
+    text = "\n".join((ROOT / file).read_text() for file in named)
+    assert set(re.findall(r"\b(0[1-6]_[a-z]+)", text)) == set(STAGES)
 
 
 def test_nbval_fails_when_a_number_changes(tmp_path):
