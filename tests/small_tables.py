@@ -2,10 +2,12 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_hex
 
-from lfpr.paper.tables import TABLES
+from lfpr.paper.schema import TABLES
 
-NAME = "tap-textvqa"
+NAME, CLIP = "tap-textvqa", "clip-mscoco"
+MARKERS = ("o", "s", "D", "^", "v", ".")
 SCORES = {  # method, retrained: constraint: a score per seed
     ("label-free", False): {0.4: (0.77, 0.76, 0.78), 0.8: (0.80, 0.80, 0.81)},
     ("label-free", True): {0.4: (0.79, 0.80, 0.79), 0.8: (0.81, 0.80, 0.81)},
@@ -18,11 +20,17 @@ def result(method, constraint, seed, retrained, score, **other):
     """A row of results.csv."""
     row = dict(experiment=NAME, profile="mini", method=method, heuristic="sum", constraint=constraint, seed=seed)
     row |= dict(percentile=np.nan, retrained=retrained, score=score, fraction=constraint - 0.001, parameters=1000)
-    return row | dict(questions=2400, percent=73, last_layers=2, iterations=300, minutes=0.6, megabytes=1.5) | other
+    row |= dict(questions=2400, num_samples=1000, percent=73, last_layers=2, iterations=300, minutes=0.6, megabytes=1.5)
+    return row | other
 
 
 def by_threshold(method, percentile, retrained, score, fraction):
     return result(method, np.nan, 0, retrained, score, heuristic="threshold", percentile=percentile, fraction=fraction)
+
+
+def variant(name, score, retrained=False, constraint=0.4, **other):
+    """A row of a model made in another way than the experiment's own."""
+    return result("label-free", constraint, 0, retrained, score, variant=name, **other)
 
 
 def add(results, *rows):
@@ -61,3 +69,14 @@ def texts(figure):
     """Every text in the figure."""
     figure.draw_without_rendering()
     return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+
+
+def points(panel, color):
+    """(x, y) of all markers of this colour, in order."""
+    lines = [line for line in panel.lines if to_hex(line.get_color()) == color and line.get_marker() in MARKERS]
+    return sorted(tuple(pair) for line in lines for pair in line.get_xydata().round(6).tolist())
+
+
+def heights(panel, color):
+    """The y values of the panel's lines of this colour."""
+    return [list(np.asarray(line.get_ydata())) for line in panel.lines if line.get_color() == color]

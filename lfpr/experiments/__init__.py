@@ -20,12 +20,22 @@ from lfpr.budget import check_choice
 from lfpr.experiments.cell import Cell
 from lfpr.experiments.specs import SPECS, ExperimentSpec
 from lfpr.files import checkout
+from lfpr.lazy import lazy
 
 if TYPE_CHECKING:
     from lfpr.experiments.experiment import Experiment
     from lfpr.experiments.task import Task
 
-__all__ = ["EXPERIMENTS", "PROFILES", "SPECS", "Cell", "ExperimentSpec", "from_parameters", "open_experiment"]
+__all__ = [
+    "EXPERIMENTS",
+    "PROFILES",
+    "SPECS",
+    "Cell",
+    "ExperimentSpec",
+    "from_parameters",
+    "open_experiment",
+    "read_parameters",
+]
 
 EXPERIMENTS = tuple(SPECS)
 PROFILES = ("mini", "full")
@@ -87,8 +97,6 @@ def _runs(runs: str | Path | None) -> Path:
     return root / "runs"
 
 
-def from_parameters(*arguments: Any, **options: Any) -> Any:
-    """See `lfpr.experiments.notebook.from_parameters`."""
-    from lfpr.experiments.notebook import from_parameters
-
-    return from_parameters(*arguments, **options)
+__getattr__, __dir__ = lazy(
+    __name__, names=dict.fromkeys(("from_parameters", "read_parameters"), "lfpr.experiments.notebook")
+)

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 class Method:
     """How a method's importance of a resolved cell is computed or loaded; `gradients`: its masks can be rearranged.
 
-    Without a `common_scale` of heads and neurons, both are kept in the same proportion.
+    Without a `common_scale` of heads and neurons, both are kept in the same proportion; `sampled`: it looks at data.
     """
 
     importance: Callable[[Experiment, Cell], Importance]
     gradients: bool = False
     common_scale: bool = True
+    sampled: bool = True
 
 
 def by_gradients(experiment: Experiment, cell: Cell, kind: str = "squared") -> Importance:
@@ -99,9 +100,11 @@ METHODS: dict[str, Method] = {
     "label-free": Method(by_gradients, gradients=True),
     "fisher": Method(by_gradients, gradients=True),
     "absolute": Method(partial(by_gradients, kind="absolute")),
-    "magnitude": Method(lambda experiment, cell: magnitude(experiment.encoder), common_scale=False),
-    "l1": Method(lambda experiment, cell: magnitude(experiment.encoder, norm=1), common_scale=False),
-    "random": Method(lambda experiment, cell: random_importance(experiment.encoder, cell.seed), common_scale=False),
+    "magnitude": Method(lambda experiment, cell: magnitude(experiment.encoder), common_scale=False, sampled=False),
+    "l1": Method(lambda experiment, cell: magnitude(experiment.encoder, norm=1), common_scale=False, sampled=False),
+    "random": Method(
+        lambda experiment, cell: random_importance(experiment.encoder, cell.seed), common_scale=False, sampled=False
+    ),
     "activation": Method(by_activations),
     "uniform": Method(lambda experiment, cell: uniform(_fisher(experiment, cell)), common_scale=False),
     **{f"split-{other}": Method(partial(_split, other=other)) for other in ("activation", "magnitude", "random")},

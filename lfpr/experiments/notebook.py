@@ -27,10 +27,7 @@ def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[s
     Raises ValueError, before any work, for a parameter that the notebook does not have, naming the nearest one, or for
     a value that is not allowed.
     """
-    defaults = declared(notebook)
-    check_names(notebook, _injected(namespace), defaults)
-    values = {name: namespace[name] for name in defaults}
-    print(command(notebook, {name: value for name, value in values.items() if value != defaults[name]}))
+    values = read_parameters(notebook, namespace)
     cell = Cell(**{name: value for name, value in values.items() if name in CELL_FIELDS})
     settings = {name: value for name, value in values.items() if name not in {*OPENING, *CELL_FIELDS, *own}}
     experiment = open_experiment(**{name: values[name] for name in OPENING}, **settings)
@@ -39,6 +36,16 @@ def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[s
     if "method" in values:
         print(f"cell: {', '.join(f'{name} {value}' for name, value in asdict(cell).items() if value is not None)}")
     return experiment, cell
+
+
+def read_parameters(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a notebook's parameters; prints the command that runs it again with them. Raises ValueError for a
+    parameter that the notebook does not have."""
+    defaults = declared(notebook)
+    check_names(notebook, _injected(namespace), defaults)
+    values = {name: namespace[name] for name in defaults}
+    print(command(notebook, {name: value for name, value in values.items() if value != defaults[name]}))
+    return values
 
 
 def command(notebook: str, parameters: Mapping[str, Any]) -> str:

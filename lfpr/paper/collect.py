@@ -20,11 +20,12 @@ from lfpr.experiments import open_experiment
 from lfpr.experiments.cell import Cell
 from lfpr.experiments.experiment import Experiment
 from lfpr.experiments.grid import NOTEBOOKS, Planned, cells, inputs, load_grid
+from lfpr.experiments.methods import METHODS
 from lfpr.experiments.notebook import is_own
 from lfpr.experiments.runs import Stage, Unfinished, minutes_per_stage, provenance_table
 from lfpr.files import checkout, write_json
 from lfpr.masks import Masks
-from lfpr.paper.schema import OPTIONAL, TABLES, write_tables
+from lfpr.paper.schema import TABLES, write_tables
 
 SHOWN = Cell("label-free", 0.4)
 """The cell whose speed and mask values are shown."""
@@ -38,7 +39,7 @@ class Collector:
     """Gathers rows by table; what is not finished is listed in `missing`."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, Rows] = {name: [] for name in TABLES | OPTIONAL}
+        self.rows: dict[str, Rows] = {name: [] for name in TABLES}
         self.missing: list[str] = []
 
     def add(self, table: str, what: str, rows: Callable[[], Rows]) -> None:
@@ -50,8 +51,7 @@ class Collector:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables that have rows, with the columns of the schema."""
-        columns = TABLES | OPTIONAL
-        return {key: pd.DataFrame(rows).reindex(columns=columns[key]) for key, rows in self.rows.items() if rows}
+        return {key: pd.DataFrame(rows).reindex(columns=TABLES[key]) for key, rows in self.rows.items() if rows}
 
 
 def collect(
@@ -72,19 +72,19 @@ def collect(
 
 
 def _experiment(collector: Collector, experiment: Experiment, plan: dict) -> None:
-    name, cached = experiment.name, cells(plan)
+    name, notebooks = experiment.name, str(plan.get("notebooks", ()))
     collector.add("results", f"{name}: unpruned", lambda: [unpruned_row(experiment)])
-    if "02_importance" in plan.get("notebooks", ()):
+    if "02_importance" in notebooks:
         for method in COMPARED:
-            cell = experiment.cell(Cell(method))
-            rows = lambda cell=cell: importance_rows(experiment, cell)  # noqa: E731
+            rows = lambda method=method: importance_rows(experiment, experiment.cell(Cell(method)))  # noqa: E731
             collector.add("importance", f"{name}: importance by {method}", rows)
-    for planned in cached:
+    for planned in cells(plan):
         _cell(collector, experiment, planned)
-    if "05_evaluate" in str(plan.get("notebooks", ())):
+    if "05_evaluate" in notebooks:
         collector.add("speed", f"{name}: speed", lambda: speed_rows(experiment))
     for study in plan.get("studies", ()):
-        collector.add(study, f"{name}: {study}", lambda study=study: experiment.study(study))
+        rows = lambda study=study: [{"experiment": name} | row for row in experiment.study(study)]  # noqa: E731
+        collector.add(study, f"{name}: {study}", rows)
 
 
 def _cell(collector: Collector, experiment: Experiment, planned: Planned) -> None:
@@ -125,7 +125,8 @@ def result_row(experiment: Experiment, cell: Cell, stage: Stage, retrained: bool
     about = _about(experiment, cell) | {"variant": cell.variant, "retrained": retrained}
     size = sum(file.stat().st_size for file in (stage.folder / "model").iterdir())
     cost = {"megabytes": size / 1e6, "minutes": stage.provenance["seconds"] / 60}
-    return about | {"num_samples": experiment.cell(cell).num_samples} | cost | stage.result
+    sampled = METHODS[cell.method].sampled
+    return about | {"num_samples": experiment.cell(cell).num_samples if sampled else None} | cost | stage.result
 
 
 def importance_rows(experiment: Experiment, cell: Cell) -> Rows:
@@ -188,7 +189,7 @@ def growth_rows(experiment: Experiment, cell: Cell, stages: dict[str, Stage]) ->
 
 
 def _cascades(experiment: Experiment, cell: Cell, stages: dict[str, Stage]) -> Iterator[tuple[dict, dict]]:
-    about = {key: cell.place[key] for key in ("method", "constraint", "seed")}
+    about = {"experiment": experiment.name} | {key: cell.place[key] for key in ("method", "constraint", "seed")}
     for name, stage in stages.items():
         yield about | {"retrained": name == "retrained"}, experiment.downstream(stage)["cascade"].result
 
@@ -216,7 +217,7 @@ def saved_score(experiment: Experiment, cell: Cell, retrained: bool, folder: str
     return None if rows.empty else float(rows.score.iloc[0])
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """`python -m lfpr collect --grid FILE.yaml:NAME --out FOLDER`: write the tables, name what is missing."""
     root = checkout() or Path()
     options = argparse.ArgumentParser(prog="lfpr collect", description=__doc__.split("\n")[0])
@@ -225,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--data", default="", help="the folder of the user's own files, for the profile full")
     options.add_argument("--out", default=str(root / "runs" / "paper"), help="folder of the tables")
     options.add_argument("--stamp", help="file to write when done, with the numbers of rows")
-    chosen = options.parse_args(arguments)
+    chosen = options.parse_args()
     torch.set_num_threads(1)
     tables, missing = collect(load_grid(chosen.grid), chosen.runs, chosen.data)
     write_tables(tables, chosen.out)

@@ -26,8 +26,8 @@ from lfpr.experiments.experiment import Experiment
 from lfpr.experiments.grid import STAGES
 from lfpr.experiments.runs import Stage, Unfinished
 from lfpr.masks import Importance, Masks
-from lfpr.paper.figures import DASHED, STYLE
-from lfpr.paper.tables import METHODS, score_label
+from lfpr.paper.labels import METHODS, method_label, score_label
+from lfpr.paper.style import DASHED, STYLE
 
 CONSTRAINTS = tuple(round(0.05 * i, 2) for i in range(2, 20))
 KEPT, CUT = "#0173b2", "#e3e6ea"
@@ -241,7 +241,7 @@ class Panel(widgets.VBox):
             self.summary.value = f"Opening {self.experiment.value} …"
             method, methods = self.method.value, self.explorer.methods
             self._filling = True  # the menu reports changes of its own while it is filled
-            self.method.options = [(METHODS[name][0] if name in METHODS else name, name) for name in methods]
+            self.method.options = [(method_label(name), name) for name in methods]
             self.method.value = method if method in methods else methods[0]
             self._filling = False
             self._draw()
@@ -262,7 +262,8 @@ class Panel(widgets.VBox):
         self.summary.value = _summary(explorer, cell)
         self.picture.value = _png(explorer.figure(**cell))
         for name, button in self.buttons.items():
-            button.disabled = explorer.stage(name, **cell) is not None
+            trainable = name != "retrained" or explorer.experiment.spec.ways
+            button.disabled = not trainable or explorer.stage(name, **cell) is not None
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:

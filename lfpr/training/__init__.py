@@ -1,1 +1,1 @@
-"""Where training runs, and checkpoints of an interrupted one."""
+"""Retraining of pruned models: ReSt, where training runs, and checkpoints of an interrupted one."""

@@ -12,6 +12,7 @@ import transformers
 
 import lfpr
 from lfpr.experiments import sentences
+from lfpr.paper import figures
 
 SAMPLES = Path(__file__).parents[1] / "real_samples"
 TEXTS = ["what is the brand of phone?", "A man riding a bicycle down a busy street.", "a " * 400]
@@ -157,8 +158,8 @@ def test_prunes_the_real_encoder(minilm, tmp_path):
     before = sentences.embed(model, testing)
     kept = {}
     for method in sentences.METHODS:
-        importance = sentences.scores(encoder, method, scoring)
-        masks = sentences.choose(encoder, method, importance, 0.6)
+        importance = sentences.importance_by(encoder, method, scoring)
+        masks = sentences.search_by(encoder, method, importance, 0.6)
         pruned = lfpr.shrink(model, masks)
         lfpr.verify_equivalent(model, masks, pruned, testing, sentences.embeddings, atol=1e-5)
         assert lfpr.prunable(pruned).num_parameters <= 0.6 * encoder.num_parameters
@@ -168,7 +169,7 @@ def test_prunes_the_real_encoder(minilm, tmp_path):
     again = sentences.embed(lfpr.load_pruned(tmp_path), testing)
     assert torch.equal(again, sentences.embed(pruned, testing))
     with pytest.raises(ValueError, match="method = 'fisher'"):
-        sentences.scores(encoder, "fisher", scoring)
+        sentences.importance_by(encoder, "fisher", scoring)
 
 
 @needs_weights
@@ -191,9 +192,9 @@ def test_study(minilm):
     columns = ["method", "constraint", "seed", "layers", "parameters", "megabytes", "neighbours"]
     rows = table[(table.seed == 1) & (table.constraint == 0.4)]
     pd.testing.assert_frame_equal(rows[columns].reset_index(drop=True), again[columns].reset_index(drop=True))
-    summary = sentences.summary(table)
+    summary = figures.neighbours_table(table)
     assert summary.index.tolist() == ["unpruned", *(m for m in sentences.METHODS for _ in range(2))]
-    panel = sentences.survival_figure(table).axes[0]
+    panel = figures.neighbours_kept(table).axes[0]
     assert panel.get_xlabel() == "Parameters of the layers kept (%)" and len(panel.containers) == 3
 
 

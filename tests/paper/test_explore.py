@@ -31,7 +31,7 @@ def test_masks_keep_the_budget_and_are_searched_once(explorer, monkeypatch):
     kept = explorer.kept(masks)
     assert set(kept) == {"parameters"} and 0.34 < kept["parameters"] <= 0.35
     assert not list(explorer.experiment.runs.finished("prune"))  # a search alone: no model was made
-    monkeypatch.setattr(explorer.experiment, "masks", None)
+    monkeypatch.setattr(explorer.experiment, "search", None)
     assert explorer.masks("label-free", 0.35) is masks
     monkeypatch.undo()
     monkeypatch.setattr(explorer.experiment, "importance", None)  # not computed again for another constraint

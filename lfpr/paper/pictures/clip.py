@@ -18,8 +18,8 @@ from lfpr.clip.coco import COCOCaptions, read_image
 from lfpr.clip.objectives import image_features
 from lfpr.experiments.cell import Cell
 from lfpr.gradients import collect_gradients
-from lfpr.paper.comparisons import BLUE, ORANGE
-from lfpr.paper.figures import DOUBLE, SINGLE, STYLE
+from lfpr.paper.labels import BLUE, ORANGE
+from lfpr.paper.style import DOUBLE, SINGLE, STYLE
 
 if TYPE_CHECKING:
     from transformers import CLIPModel

@@ -13,7 +13,8 @@ from torch import nn
 from lfpr.experiments.cell import Cell
 from lfpr.experiments.experiment import Experiment
 from lfpr.experiments.sentences import embed, neighbours_kept, read_texts
-from lfpr.paper.style import BLUE, SINGLE, STYLE
+from lfpr.paper.labels import BLUE
+from lfpr.paper.style import SINGLE, STYLE
 
 
 def reading(report: Mapping) -> str:

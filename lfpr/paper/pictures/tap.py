@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from lfpr.paper.comparisons import BLUE
-from lfpr.paper.figures import SINGLE, STYLE
+from lfpr.paper.labels import BLUE
 from lfpr.paper.pictures.questions import show_questions
+from lfpr.paper.style import SINGLE, STYLE
 from lfpr.tap.data import TAPDataset, batches
 from lfpr.tap.model import TAP
 from lfpr.tap.objectives import peak_steps

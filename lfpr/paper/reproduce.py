@@ -1,0 +1,125 @@
+"""Whether a run gave the committed numbers, and taking over those of a run.
+
+    python -m lfpr.paper.reproduce --committed paper_figures --new runs/paper [--tolerance 1.5] [--subset]
+
+compares the scores of both folders' results.csv, prints a line, and exits with 1 if one differs by more than the
+tolerance or is missing. `--subset` compares what both have: for a smaller grid. `--update README.md` then copies the
+new tables and figures over the committed ones and renews the README's tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from lfpr.paper.page import FORMATS
+from lfpr.paper.schema import KEY, check_once, read, variant_text, write_file
+from lfpr.paper.tables import update_readme
+
+TOLERANCE = 1.5
+NAMED = 10  # how many of the missing or additional scores are named
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the scores of a run compare with the committed ones.
+
+    differences: points (new − committed) by score's name, the largest first; missing, additional: names of scores that
+    only one side has; tolerance: in points; subset: missing ones are allowed.
+    """
+
+    differences: pd.Series
+    missing: tuple[str, ...]
+    additional: tuple[str, ...]
+    tolerance: float
+    subset: bool = False
+
+    @property
+    def reproduced(self) -> bool:
+        within = (self.differences.abs() <= self.tolerance).all()  # NaN is not
+        return bool(len(self.differences) and within and (self.subset or not self.missing))
+
+    def __str__(self) -> str:
+        text = f"{len(self.differences)} scores"
+        if len(self.differences):
+            largest = self.differences.iloc[0]
+            text += f", largest difference to the committed ones {abs(largest):.1f} points"
+            text += f" ({self.differences.index[0]})" if largest != 0 else ""
+        text += f", tolerance {self.tolerance:g}: {'' if self.reproduced else 'not '}reproduced"
+        for what, names in (("missing", self.missing), ("additional", self.additional)):
+            if names:
+                more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+                text += f"\n{what}: {len(names)}: {'; '.join([*names[:NAMED], *more])}"
+        return text
+
+
+def compare(committed: str | Path, new: str | Path, tolerance: float = TOLERANCE, subset: bool = False) -> Report:
+    """The scores of `new/results.csv` beside those of `committed/results.csv`, row by row (`lfpr.paper.schema.KEY`).
+
+    subset: rows that only the committed file has are no fault. Raises FileNotFoundError, or ValueError for a table that
+    lacks a column or has a row twice.
+    """
+    before, after = (_scores(folder) for folder in (committed, new))
+    both = [name for name in before.index if name in after.index]
+    differences = (100 * (after[both] - before[both])).round(6)
+    order = differences.abs().sort_values(ascending=False, kind="stable", na_position="first").index
+    missing = tuple(name for name in before.index if name not in after.index)
+    additional = tuple(name for name in after.index if name not in before.index)
+    return Report(differences[order], missing, additional, tolerance, subset)
+
+
+def _scores(folder: str | Path) -> pd.Series:
+    """The scores of results.csv, by name."""
+    rows = read(folder, "results")
+    check_once(rows, "results", KEY)
+    rows["variant"] = variant_text(rows)
+    return pd.Series(rows.score.to_numpy(float), [_name(row) for row in rows.itertuples()])
+
+
+def _name(row) -> str:
+    """Such as "tap12-textvqa label-free 0.4, seed 1, retrained"."""
+    place = f"{row.constraint:g}" if pd.notna(row.constraint) else f"percentile {row.percentile:g}"
+    options = [f"seed {row.seed}"] * (row.seed > 0) + [row.variant] * bool(row.variant)
+    options += ["retrained"] * bool(row.retrained) + [f"profile {row.profile}"] * (row.profile != "mini")
+    return ", ".join([f"{row.experiment} {row.method} {place}", *options])
+
+
+def update(new: str | Path, committed: str | Path, readme: str | Path) -> list[Path]:
+    """Copy the tables, figures, captions and page of `new` into `committed`, each atomically, and renew the README's
+    tables of the experiments in results.csv, which stand between `<!-- results EXPERIMENT -->` and its end.
+
+    Returns the files written. Files that `new` does not have stay. Raises ValueError if the README lacks a marker.
+    """
+    results, new = read(new, "results"), Path(new)
+    suffixes = {f".{suffix}" for suffix in FORMATS}
+    names = [file.name for file in sorted(new.iterdir()) if file.suffix in suffixes and not file.name.startswith(".")]
+    names += [name for name in ("captions.json", "index.html") if (new / name).is_file()]
+    files = [write_file(Path(committed, name), (new / name).read_bytes()) for name in names]
+    for experiment in results.experiment.unique():
+        update_readme(readme, f"results {experiment}", (new / f"table_{experiment}.md").read_text())
+    return [*files, Path(readme)]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--committed", default="paper_figures", help="folder of the committed tables")
+    options.add_argument("--new", default="runs/paper", help="folder of the new ones")
+    options.add_argument("--tolerance", type=float, default=TOLERANCE, help="points that a score may differ")
+    options.add_argument("--subset", action="store_true", help="compare what both have: for a smaller grid")
+    options.add_argument("--update", metavar="README", help="take over the new ones, and renew this file's tables")
+    arguments = options.parse_args()
+    report = compare(arguments.committed, arguments.new, arguments.tolerance, arguments.subset)
+    print(report)
+    if arguments.update:
+        files = update(arguments.new, arguments.committed, arguments.update)
+        print(f"{len(files)} files of {arguments.committed} and {arguments.update} renewed")
+    elif not report.reproduced:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""How figures look and are saved, and what several of them draw.
+
+Their style is in `lfpr.mplstyle`. A figure is a matplotlib `Figure` of its own; nothing goes through pyplot, so no
+state is shared and no display is needed. `save` writes files that are the same bytes for the same numbers.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from lfpr.paper.labels import METHODS, spec_of
+from lfpr.paper.schema import write_file
+
+STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("lfpr.mplstyle"), use_default_template=False)
+DASHED = (0, (3, 1.5))
+REFERENCE = {"color": "0.3", "linewidth": 0.9, "linestyle": ":"}  # a line to compare with, such as the unpruned model
+RANGE = ("pi", 100)  # seaborn's interval from the lowest to the highest value
+SINGLE, DOUBLE = 3.5, 7.2  # width in inches of one and of two columns
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """`draw` in the paper's style."""
+
+    @wraps(draw)
+    def wrapper(*args: P.args, **options: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **options)
+
+    return wrapper
+
+
+@styled
+def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """Write `name.pdf` and `name.png` (200 dpi, 256 colours: a third of the bytes), each atomically; equal figures
+    give equal bytes."""
+    vector, pixels, small = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    figure.savefig(vector, format="pdf", metadata={"CreationDate": None})
+    figure.savefig(pixels, format="png", dpi=200)
+    picture = Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.save(small, "png", optimize=True, dpi=(200, 200))
+    contents = {"pdf": vector.getvalue(), "png": small.getvalue()}
+    return [write_file(Path(folder) / f"{name}.{kind}", content) for kind, content in contents.items()]
+
+
+def draw_line(panel: Axes, rows: pd.DataFrame, x: str, y: str = "score", filled: bool = True, **looks) -> None:
+    """Means of column `y`, in per cent, against column `x`, with bars from the lowest to the highest value.
+
+    filled: markers and line, else hollow and dashed. `looks`: color, marker and what else seaborn's `lineplot` takes.
+    """
+    words = panel.get_xlabel(), panel.get_ylabel()
+    edge = {"mfc": looks["color"] if filled else "white", "mec": looks["color"], "mew": 1}
+    bars = {"elinewidth": 0.8, "capsize": 1.5, "zorder": looks.get("zorder", 2) - 0.01}
+    looks = {"linestyle": "-" if filled else DASHED, "errorbar": RANGE, "err_style": "bars", "err_kws": bars} | looks
+    sns.lineplot(rows.assign(percent=100 * rows[y]), x=x, y="percent", ax=panel, **edge, **looks)
+    panel.set(xlabel=words[0], ylabel=words[1])  # seaborn writes the columns' names
+
+
+def draw_curves(panel: Axes, rows: pd.DataFrame, unpruned: float, **looks) -> None:
+    """Score against what is kept (%): a line per method, pruned and retrained; methods named first lie on top."""
+    panel.axhline(100 * unpruned, **REFERENCE)
+    rows = rows.assign(kept=share_kept(rows))
+    for (method, retrained), line in rows.groupby(["method", "retrained"]):
+        _, color, marker = METHODS[method]
+        order = 4 - list(METHODS).index(method) / len(METHODS) - (not retrained)
+        draw_line(panel, line, "kept", filled=retrained, color=color, marker=marker, zorder=order, **looks)
+    panel.grid(True)
+
+
+def share_kept(rows: pd.DataFrame) -> pd.Series:
+    """What each row's constraint or percentile keeps on average, by method, in per cent; two that keep the same differ
+    by a trifle, so that they stay two points."""
+    groups = rows.groupby(["method", "retrained", "heuristic", "constraint", "percentile"], dropna=False)
+    return 100 * groups.fraction.transform("mean") + 1e-9 * groups.ngroup()
+
+
+def draw_boxes(panel: Axes, rows: pd.DataFrame, **options) -> None:
+    """Seaborn's `boxplot`: boxes from quartile to quartile, the median as a line, whiskers to the extremes."""
+    lines = {"linewidth": 0.7, "showcaps": False, "showfliers": False, "medianprops": {"linewidth": 1.2}}
+    faces = {"boxprops": {"alpha": 0.5, "linewidth": 0}, "saturation": 1, "legend": False}
+    sns.boxplot(rows, whis=(0, 100), ax=panel, **lines, **faces, **options)
+    panel.set(xlabel="", ylabel="")
+
+
+def heat_map(panel: Axes, values: pd.DataFrame, text: pd.DataFrame | None, colormap: str, limits=(None, None)):
+    """Seaborn's `heatmap` of a table, its columns counted from 1, with text; NaN is grey. Returns what a colour bar
+    needs."""
+    panel.set_facecolor("0.85")
+    if values.isna().all(axis=None):
+        limits = 0, 1  # seaborn finds none
+    options = {"vmin": limits[0], "vmax": limits[1], "linewidths": 0.4, "linecolor": "white", "cbar": False}
+    sns.heatmap(values, cmap=colormap, ax=panel, xticklabels=False, yticklabels=False, **options)
+    mesh = panel.collections[0]
+    colors = mesh.to_rgba(np.ma.masked_invalid(values))
+    for (row, column), value in np.ndenumerate(values.to_numpy()) if text is not None else ():
+        dark = np.isfinite(value) and colors[row, column, :3] @ (0.299, 0.587, 0.114) < 0.5  # luma
+        place = {"ha": "center", "va": "center", "fontsize": 5.5, "color": "white" if dark else "0.1"}
+        panel.text(column + 0.5, row + 0.5, text.iloc[row, column], **place)  # seaborn's own leaves out NaN
+    panel.set_xticks(np.arange(values.shape[1]) + 0.5, [column + 1 for column in values.columns])
+    panel.set_yticks(np.arange(values.shape[0]) + 0.5)
+    panel.tick_params(length=0)
+    return mesh
+
+
+def shades(count: int) -> list[str]:
+    """Colours from light to dark, one per constraint."""
+    colors = matplotlib.colormaps["viridis_r"](np.linspace(1, 0.15, count)[::-1])
+    return [matplotlib.colors.to_hex(color) for color in colors]
+
+
+def method_handles(rows: pd.DataFrame) -> list[Line2D]:
+    """What the colours stand for."""
+    return [
+        Line2D([], [], color=color, marker=marker, label=label)
+        for method, (label, color, marker) in METHODS.items()
+        if (rows.method == method).any()
+    ]
+
+
+def handle(retrained: bool, label: str) -> Line2D:
+    """What dashed and hollow or solid and filled lines stand for."""
+    face = "0.2" if retrained else "white"
+    return Line2D([], [], color="0.2", marker="o", linestyle="-" if retrained else DASHED, mfc=face, label=label)
+
+
+def stage_handles(rows: pd.DataFrame, experiment: str, unpruned: float) -> list[Line2D]:
+    """Handles of pruned and retrained models, where `rows` have them, and of the unpruned one's line."""
+    labels = {False: "Pruned", True: f"Pruned + {spec_of(experiment).retraining}"}
+    found = [handle(retrained, label) for retrained, label in labels.items() if (rows.retrained == retrained).any()]
+    return [*found, Line2D([], [], **REFERENCE, label=f"Unpruned ({100 * unpruned:.1f} %)")]
