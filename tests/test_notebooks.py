@@ -1,6 +1,7 @@
 """The committed notebooks: run from top to bottom, parametrised, quiet, and naming only files that exist."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -8,6 +9,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
+from lfpr.experiments import Cell, open_experiment
+from lfpr.experiments.grid import NOTEBOOKS as GRID_NOTEBOOKS
+from lfpr.experiments.grid import load_grid
+from lfpr.experiments.run_grid import FIRST, others
+from lfpr.experiments.sentences import PACKAGE
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -51,15 +58,86 @@ def test_the_logic_is_in_the_library(path):
     assert "simplefilter" not in source and "sys.path" not in source
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_header_is_two_cells(path):
+    first, second, *rest = code_cells(path)
+    assert "parameters" in first.metadata["tags"] and len(first.source.splitlines()) <= 20
+    assert re.search(r"\b(from|read)_parameters\(", second.source) and len(second.source.splitlines()) <= 6
+    assert not any("_parameters(" in cell.source for cell in rest)
+
+
+@pytest.mark.parametrize(
+    "name, steps",
+    {
+        "03_prune": "importance search rearrange rescale shrink verify_equivalent finish",
+        "04_retrain": "teach load_pruned training retrain fold spread finish",
+    }.items(),
+)
+def test_the_algorithm_is_visible(name, steps):
+    calls = [
+        node.func.attr
+        for cell in code_cells(ROOT / "notebooks" / f"{name}.ipynb")
+        for node in ast.walk(ast.parse(re.sub(r"^%.*", "", cell.source)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    assert set(steps.split()) <= set(calls)
+
+
+def test_nothing_that_is_shown_alone_is_needed_later():
+    """The grid leaves out the cells tagged `diagnostic`: no other cell may use a name that only they define."""
+    for path in NOTEBOOKS:
+        here, elsewhere = set(), set()
+        for cell in code_cells(path):
+            tree = ast.parse(re.sub(r"^%.*", "", cell.source))
+            names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+            defined = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+            imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+            defined |= {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
+            if "diagnostic" in cell.metadata.get("tags", []):
+                elsewhere |= defined
+                continue
+            here |= defined
+            used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+            assert not used & (elsewhere - here), f"{path.stem}: {sorted(used & (elsewhere - here))}"
+
+
+def test_a_misspelt_parameter_is_refused_by_the_notebook_itself(tmp_path):
+    command = [sys.executable, "-m", "papermill", ROOT / "notebooks" / "03_prune.ipynb", tmp_path / "out.ipynb"]
+    command += ["--kernel", "python3", "--no-progress-bar", "-p", "constrain", "0.6"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode != 0 and "parameter constrain: 03_prune has none of this name" in run.stderr
+    assert "did you mean constraint?" in run.stderr and [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason=f"the package {PACKAGE} (lfpr[text])")
+def test_03_does_what_prune_does(tmp_path):
+    parameters = {"experiment": "minilm-texts", "constraint": 0.6, "rescaled": True, "seed": 1}
+    command = [sys.executable, "-m", "lfpr", "run", "03_prune", "--out", tmp_path / "out.ipynb"]
+    for name, value in (parameters | {"runs": tmp_path / "runs"}).items():
+        command += ["-p", name, str(value)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    cell = Cell(constraint=0.6, rescaled=True, seed=1)
+    shown = open_experiment("minilm-texts", runs=tmp_path / "runs")
+    with shown.runs.load_only():
+        stage = shown.prune(cell)
+    assert stage.result == open_experiment("minilm-texts", runs=tmp_path / "again").prune(cell).result
+    first = code_cells(tmp_path / "out.ipynb")[2].outputs[0].text.splitlines()[0]
+    assert first.startswith("papermill 03_prune.ipynb OUT.ipynb -p experiment minilm-texts -p constraint 0.6")
+
+
 def test_the_workflow_runs_these_notebooks():
-    named = "workflow/Snakefile", "workflow/grid.yaml", "lfpr/experiments/grid.py", "lfpr/experiments/run_grid.py"
-    text = "\n".join((ROOT / file).read_text() for file in named)
-    assert set(re.findall(r"\b(0[1-6]_[a-z]+)", text)) == set(STAGES)
+    named = set(re.findall(r"\b(0[1-7]_\w+)", (ROOT / "workflow" / "Snakefile").read_text()))
+    plans = [
+        plan for name in ("default", "full") for plan in load_grid(f"{ROOT / 'workflow/grid.yaml'}:{name}").values()
+    ]
+    named |= {FIRST, *GRID_NOTEBOOKS.values(), *(name for plan in plans for name, *_ in others(plan))}
+    assert named == {path.stem for path in NOTEBOOKS} - {"00_explore"}
 
 
 def test_nbval_fails_when_a_number_changes(tmp_path):
     whole = nbformat.read(ROOT / "notebooks" / "01_data.ipynb", as_version=4)
-    opening = next(i for i, cell in enumerate(whole.cells) if "open_experiment" in cell.source)
+    opening = next(i for i, cell in enumerate(whole.cells) if "from_parameters" in cell.source)
     whole.cells = whole.cells[: opening + 1]
     output = whole.cells[opening].outputs[0]
     for name, text, passes in (("same", output.text, True), ("changed", output.text.replace("4", "5", 1), False)):

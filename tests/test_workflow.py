@@ -18,7 +18,7 @@ from small_notebooks import made_up, ran
 
 from lfpr.experiments import Cell, open_experiment
 from lfpr.experiments.grid import load_grid
-from lfpr.experiments.run_grid import Grid
+from lfpr.experiments.run_grid import Grid, others
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ROOT / "workflow" / "profiles"
@@ -229,12 +229,12 @@ def test_the_workflow_runs_the_notebooks_of_the_plan():
     counted = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", run.stdout, re.MULTILINE)}
     default = load_grid(f"{ROOT / 'workflow' / 'grid.yaml'}:default")
     jobs = sum(plan.get("jobs", 1) for plan in default.values())
-    assert counted == {"cells": jobs, "tables": 1, "paper": 1, "total": jobs + 2}
+    assert counted == {"cells": jobs, "encoder": 1, "tables": 1, "paper": 1, "total": jobs + 3}
     grid = Grid("default", default, ROOT / "runs")
     for experiment, plan in default.items():
         shares = [grid.steps(experiment, job) for job in range(plan["jobs"])]
         assert sorted(step.name for steps in shares for step in steps) == sorted(s.name for s in grid.steps(experiment))
-        assert {"01_data", *plan["notebooks"]} <= {step.name for step in shares[0]}
+        assert {"01_data", *(name for name, *_ in others(plan))} <= {step.notebook.stem for step in shares[0]}
 
 
 def make(*arguments, **variables):
