@@ -226,16 +226,16 @@ def main() -> None:
     options.add_argument("--data", default="", help="the folder of the user's own files, for the profile full")
     options.add_argument("--out", default=str(root / "runs" / "paper"), help="folder of the tables")
     options.add_argument("--stamp", help="file to write when done, with the numbers of rows")
-    chosen = options.parse_args()
+    arguments = options.parse_args()
     torch.set_num_threads(1)
-    tables, missing = collect(load_grid(chosen.grid), chosen.runs, chosen.data)
-    write_tables(tables, chosen.out)
+    tables, missing = collect(load_grid(arguments.grid), arguments.runs, arguments.data)
+    write_tables(tables, arguments.out)
     rows = {name: len(table) for name, table in tables.items()}
-    print(f"{chosen.out}: {rows}")
+    print(f"{arguments.out}: {rows}")
     for name in missing:
         print(f"not finished: {name}", file=sys.stderr)
-    if chosen.stamp:
-        write_json(chosen.stamp, {"rows": rows, "missing": missing})
+    if arguments.stamp:
+        write_json(arguments.stamp, {"rows": rows, "missing": missing})
 
 
 if __name__ == "__main__":

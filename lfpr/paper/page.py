@@ -80,11 +80,11 @@ def write_page(folder: str | Path, captions: dict[str, str] | None = None, title
 
 def find_items(folder: Path, captions: dict[str, str]) -> list[Item]:
     """The figures and tables of a folder, in the page's order: the overview, then by experiment as in `SPECS`."""
-    found: dict[str, dict[str, Path]] = {}
+    by_stem: dict[str, dict[str, Path]] = {}
     for file in sorted(folder.glob("*.*")):
         if file.suffix[1:] in FORMATS:
-            found.setdefault(file.stem, {})[file.suffix[1:]] = file
-    shown = {stem: files for stem, files in found.items() if "png" in files or {"csv", "md"} <= set(files)}
+            by_stem.setdefault(file.stem, {})[file.suffix[1:]] = file
+    shown = {stem: files for stem, files in by_stem.items() if "png" in files or {"csv", "md"} <= set(files)}
     order = [None, *SPECS]
     items = [_item(stem, files, captions) for stem, files in shown.items()]
     return sorted(items, key=lambda item: (order.index(item.experiment), item.place, item.stem))

@@ -49,11 +49,11 @@ class Entry:
 
     def items(self, tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, str, Drawn]]:
         """Name, caption and what is drawn, of all that `tables` allow."""
-        found = [tables[need] for need in self.needs if need in tables and len(tables[need])]
-        if not self.needs or len(found) < len(self.needs):
+        present = [tables[need] for need in self.needs if need in tables and len(tables[need])]
+        if not self.needs or len(present) < len(self.needs):
             return
-        for experiment in self._experiments(tables["results"], *found) if self.by_experiment else (None,):
-            args = (*found, experiment) if experiment else tuple(found)
+        for experiment in self._experiments(tables["results"], *present) if self.by_experiment else (None,):
+            args = (*present, experiment) if experiment else tuple(present)
             if self.when and not self.when(*args):
                 continue
             for suffix, options in (self.variants(*args) if self.variants else {"": {}}).items():

@@ -123,11 +123,11 @@ def _bars(results: pd.DataFrame, experiment: str, ways: Mapping[str, Way]) -> Fi
     selected, constraints = {}, set()
     for label, (method, variant, retrained) in ways.items():
         wanted = (rows.method == (method or main_method(rows, experiment))) & (rows.variant == variant)
-        found = rows[wanted & (rows.retrained == retrained)]
-        if len(found):
-            selected[label] = found.assign(label=label)
+        present = rows[wanted & (rows.retrained == retrained)]
+        if len(present):
+            selected[label] = present.assign(label=label)
         if variant or method in CONTROLS:
-            constraints |= set(found.constraint)
+            constraints |= set(present.constraint)
     if not constraints:
         raise ValueError(f"results.csv: {experiment} has nothing to compare at a constraint: expected some of {ways}")
     colors = {label: RED if ways[label][0] == "random" else BLUE for label in selected}

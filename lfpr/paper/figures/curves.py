@@ -57,18 +57,18 @@ def _overview_caption(results: pd.DataFrame) -> str:
 )
 def overview(results: pd.DataFrame) -> Figure:
     """The curves of all experiments side by side, searched by sum of importance: `accuracy` in small, on one scale."""
-    found = {experiment: scores(results, experiment) for experiment in results.experiment.unique()}
-    found = {experiment: (score, rows[rows.heuristic == "sum"]) for experiment, (score, rows) in found.items()}
+    curves = {experiment: scores(results, experiment) for experiment in results.experiment.unique()}
+    curves = {experiment: (score, rows[rows.heuristic == "sum"]) for experiment, (score, rows) in curves.items()}
     figure = Figure((DOUBLE, 2.4), layout="constrained")
-    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for panel, (experiment, (unpruned, rows)) in zip(panels, found.items(), strict=True):
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for panel, (experiment, (unpruned, rows)) in zip(panels, curves.items(), strict=True):
         draw_curves(panel, rows, unpruned, markersize=3)
         panel.set(title=title(experiment), xlim=(10, 95), xticks=(20, 40, 60, 80), ylim=(0, 100))
         what, *unit = kept_axis(experiment).rsplit(" ", 3)
         panel.set_xlabel(f"{what}\n{' '.join(unit)}")
-    metrics = dict.fromkeys(spec_of(experiment).score.rsplit(" ", 1)[-1] for experiment in found)
+    metrics = dict.fromkeys(spec_of(experiment).score.rsplit(" ", 1)[-1] for experiment in curves)
     panels[0].set_ylabel(sentence(f"{' or '.join(metrics)} (%)"))
-    handles = method_handles(pd.concat([rows for _, rows in found.values()]))
+    handles = method_handles(pd.concat([rows for _, rows in curves.values()]))
     handles += [handle(False, "Pruned"), handle(True, "Retrained")]
     handles.append(Line2D([], [], **REFERENCE, label="Unpruned"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
@@ -125,10 +125,10 @@ def _score_tables(results: pd.DataFrame, experiment: str) -> Mapping[str, dict]:
     metrics = [name for name in spec_of(experiment).tabulated if by_sum[name].notna().any()]
     options = {"" if name == "score" else name: {"metric": name} for name in metrics}
     return {
-        suffix: {"heuristic": heuristic} | chosen
+        suffix: {"heuristic": heuristic} | extra
         for heuristic in HEURISTICS
         if (pruned.heuristic == heuristic).any()
-        for suffix, chosen in (options if heuristic == "sum" else {heuristic: {}}).items()
+        for suffix, extra in (options if heuristic == "sum" else {heuristic: {}}).items()
     }
 
 

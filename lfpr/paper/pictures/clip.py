@@ -62,8 +62,8 @@ def objective(experiment, seed: int = 0) -> Figure:
     batch = next(iter(experiment.task.batches(cell)))
 
     def cosine(batch):
-        found, own = image_features(experiment.model, batch), batch["image_features"]
-        return F.cosine_similarity(found, own).sum()
+        features, own = image_features(experiment.model, batch), batch["image_features"]
+        return F.cosine_similarity(features, own).sum()
 
     objectives = {"raw feature · own direction": experiment.task.objective(cell), "cosine with itself": cosine}
     with matplotlib.rc_context(STYLE):
@@ -84,7 +84,7 @@ def compare(experiment, models: Mapping[str, CLIPModel]) -> tuple[Figure, dict[s
     texts, pairs = experiment.task.reference.texts.features, experiment.task.reference.pairs
     best = {name: best_images(experiment.task.encode(model).features, texts) for name, model in models.items()}
     first = next(iter(best.values()))
-    same = {name: (found[:, :, None] == first[:, None]).any(-1).float().mean().item() for name, found in best.items()}
+    same = {name: (near[:, :, None] == first[:, None]).any(-1).float().mean().item() for name, near in best.items()}
     data = experiment.task.data(
         "val", captions=experiment.settings.eval_captions, limit=experiment.settings.num_eval or None
     )
@@ -108,12 +108,12 @@ def _found(experiment, data: COCOCaptions, best: Mapping[str, torch.Tensor], pai
             text = textwrap.fill(captions[experiment.task.reference.texts.caption_id[query].item()].strip(), 110)
             part.suptitle(text, x=0.01, horizontalalignment="left", fontsize="medium", parse_math=False)
             rows = part.subplots(len(best), FOUND, squeeze=False)
-            for panels, (name, found) in zip(rows, best.items(), strict=True):
+            for panels, (name, near) in zip(rows, best.items(), strict=True):
                 panels[0].set_ylabel(name)
                 for panel in panels:
                     panel.set(xticks=[], yticks=[])
                     panel.spines[:].set_visible(False)
-                for panel, image in zip(panels, found[query].tolist(), strict=False):
+                for panel, image in zip(panels, near[query].tolist(), strict=False):
                     pair = names[ids[image]]
                     panel.imshow(read_image(data.file(pair), pair.image_id))
                     if image == pairs[query]:

@@ -52,11 +52,11 @@ def compare(experiment: Experiment, models: Mapping[str, nn.Module]) -> tuple[pd
     vectors = {name: embed(model, batches) for name, model in models.items()}
     first = next(iter(vectors.values()))
     texts = read_texts(*experiment.task.files("val"))
-    nearest = {name: (found @ found.T).fill_diagonal_(-torch.inf).topk(k).indices for name, found in vectors.items()}
+    nearest = {name: (matrix @ matrix.T).fill_diagonal_(-torch.inf).topk(k).indices for name, matrix in vectors.items()}
     own = next(iter(nearest.values()))
     kept = {name: (rows[:, :, None] == own[:, None]).any(-1).float().mean(1) for name, rows in nearest.items()}
     table = pd.DataFrame({"text": texts[:8]} | {name: share[:8].tolist() for name, share in kept.items()})
-    return table, {name: neighbours_kept(first, found, k) for name, found in vectors.items()}
+    return table, {name: neighbours_kept(first, matrix, k) for name, matrix in vectors.items()}
 
 
 def _histogram(values: list[float], label: str, what: str) -> Figure:
