@@ -16,7 +16,7 @@ from lfpr.cost import LinearCost, MacCost, ParameterCost
 from lfpr.encoder import prunable
 from lfpr.importance import magnitude, random_importance
 from lfpr.masks import Importance
-from lfpr.search import search, search_proportional, search_threshold
+from lfpr.search import _SEARCHES, register, search, search_proportional, search_threshold
 from lfpr.shrink import shrink
 
 
@@ -169,3 +169,20 @@ def test_magnitude_and_random_scores():
     assert a.equal(b) and not a.equal(c)
     masks = search_proportional(a, ParameterCost(prunable(model)), 0.5)
     assert sum(masks.heads_kept) == 5 and sum(masks.neurons_kept) in range(50, 60)
+
+
+def test_a_cost_of_another_kind_brings_its_own_search(monkeypatch):
+    class Count:
+        """How many parts are kept."""
+
+    def largest(importance, cost, constraint, multiple_of, min_heads, min_neurons):
+        keep = [part >= part.flatten().quantile(1 - constraint) for part in (importance.heads, importance.neurons)]
+        return Masks(*(part.float() for part in keep))
+
+    importance = Importance(torch.rand(2, 4), torch.rand(2, 10))
+    with pytest.raises(ValueError, match=r"cost: expected one of \['LinearCost'.*, found Count"):
+        search(importance, Count(), 0.5)
+    monkeypatch.setattr("lfpr.search._SEARCHES", dict(_SEARCHES))
+    register(Count, largest)
+    masks = search(importance, Count(), 0.5)
+    assert sum(masks.heads_kept) == 4 and sum(masks.neurons_kept) == 10
