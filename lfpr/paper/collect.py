@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _cell(collector: Collector, experiment: Experiment, planned: Planned) -> Non
     if planned.cell.variant or not stages:
         return
     collector.rows["layers"] += layer_rows(experiment, cell, next(iter(stages.values())))
-    if cell == experiment.cell(SHOWN) and "retrained" in stages:
+    if replace(cell, seed=SHOWN.seed) == experiment.cell(SHOWN) and "retrained" in stages:
         collector.rows["mask_values"] += mask_rows(experiment, cell, stages["retrained"])
     if "cascade" in experiment.spec.downstream:
         what = f"{experiment.name}: cascade of {planned.cell.name}"
