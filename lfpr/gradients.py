@@ -147,6 +147,6 @@ def _differentiate(value: Any, taps: _BatchMasks | _SampleMasks, where: str) -> 
 def _bar(batches: Iterable[Any], progress: str | None) -> Iterable[Any]:
     if progress is None:
         return batches
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     return tqdm(batches, desc=progress, leave=False)

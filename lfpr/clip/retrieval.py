@@ -57,7 +57,7 @@ def encode_texts(clip: nn.Module, batches: Iterable[Batch], progress: str | None
 def _encode(clip: nn.Module, batches: Iterable[Batch], encode: Callable, names: tuple[str, ...], progress: str | None):
     features, ids = [], {name: [] for name in names}
     if progress:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
         batches = tqdm(batches, desc=progress, leave=False)
     with evaluating(clip):

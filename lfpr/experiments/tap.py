@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lfpr.budget import check_choice
 from lfpr.cost import ParameterCost

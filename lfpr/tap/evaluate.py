@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lfpr.encoder import prunable
 from lfpr.files import write_json

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lfpr.encoder import PrunableEncoder
 from lfpr.masks import Masks
@@ -136,7 +136,7 @@ def retrain(
         run.about["order of the data"] = zlib.crc32(repr(order).encode())
         stream = run.start(batches, order, checkpoint)
         if progress and accelerator.is_main_process:
-            stream = tqdm(stream, desc="retrain", total=total, initial=len(run.log))
+            stream = tqdm(stream, desc="retrain", total=total, initial=len(run.log), leave=False)
         with encoder.masked(masks):
             for batch, counts in stream:
                 row = run.step(batch, loss, counts)
