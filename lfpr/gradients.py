@@ -19,6 +19,7 @@ from torch import Tensor
 from lfpr.encoder import PrunableEncoder
 from lfpr.masks import Importance, Masks, PerLayer
 from lfpr.modes import frozen
+from lfpr.progress import bar
 
 
 class MaskGradients(PerLayer):
@@ -60,7 +61,7 @@ def collect_gradients(
     start = masks or Masks.ones(encoder)
     heads, neurons = [], []
     with frozen(encoder.module):
-        for number, batch in enumerate(_bar(batches, progress)):
+        for number, batch in enumerate(bar(batches, progress)):
             with torch.enable_grad():
                 taps = _SampleMasks(start) if per_sample else _BatchMasks(start)
                 with encoder.hooked(taps.head, taps.neuron):
@@ -142,11 +143,3 @@ def _differentiate(value: Any, taps: _BatchMasks | _SampleMasks, where: str) -> 
             layers = (~gradient.isfinite()).any(-1).any(0).nonzero().flatten().tolist()
             raise ValueError(f"{where}: NaN or infinite gradients of {part} in layers {layers}")
     return head, neuron
-
-
-def _bar(batches: Iterable[Any], progress: str | None) -> Iterable[Any]:
-    if progress is None:
-        return batches
-    from tqdm.auto import tqdm
-
-    return tqdm(batches, desc=progress, leave=False)

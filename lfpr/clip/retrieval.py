@@ -22,6 +22,7 @@ from lfpr.cost import MacCost
 from lfpr.encoder import prunable
 from lfpr.latency.compare import side_by_side
 from lfpr.modes import evaluating
+from lfpr.progress import bar
 
 TIE = 1e-12  # cosines that differ by less are equal up to the order of summation
 CHUNK = 256  # rows of the similarity table in memory
@@ -56,12 +57,8 @@ def encode_texts(clip: nn.Module, batches: Iterable[Batch], progress: str | None
 @torch.no_grad()
 def _encode(clip: nn.Module, batches: Iterable[Batch], encode: Callable, names: tuple[str, ...], progress: str | None):
     features, ids = [], {name: [] for name in names}
-    if progress:
-        from tqdm.auto import tqdm
-
-        batches = tqdm(batches, desc=progress, leave=False)
     with evaluating(clip):
-        for batch in batches:
+        for batch in bar(batches, progress):
             features.append(encode(clip, batch).float().cpu())
             for name in names:
                 ids[name].append(batch[name])

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from lfpr.budget import check_choice
 from lfpr.cost import ParameterCost
@@ -26,6 +25,7 @@ from lfpr.experiments.specs import ExperimentSpec
 from lfpr.experiments.task import Task
 from lfpr.files import CheckpointError, shipped, write_json
 from lfpr.mini.datasets import write_tap
+from lfpr.progress import bar
 from lfpr.released import scoring
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPBatch, TAPDataset, batches, check
@@ -254,7 +254,7 @@ class TAPTask(Task):
         key = cell.num_samples, cell.seed, cell.scoring
         if cell.step is None and key not in self._steps:
             sample = self.batches(replace(cell, method="label-free"))
-            self._steps[key] = peak_step(self.model, tqdm(sample, desc="peak step", leave=False))
+            self._steps[key] = peak_step(self.model, bar(sample, "peak step"))
         return self._steps[key] if cell.step is None else cell.step
 
     @cached_property
@@ -308,7 +308,7 @@ class TAPTask(Task):
         def build(folder: Path) -> dict:
             data = self.data("train")
             labels = {}
-            for batch in tqdm(batches(data, self.settings.eval_batch), desc="pseudo-labels", leave=False):
+            for batch in bar(batches(data, self.settings.eval_batch), "pseudo-labels"):
                 predictions = self.model.generate(batch, stop=True)[1].tolist()
                 labels |= {data.records[i]["question_id"]: p for i, p in zip(batch["index"], predictions, strict=True)}
             write_json(folder / "labels.json", labels)

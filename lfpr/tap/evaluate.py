@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lfpr.encoder import prunable
 from lfpr.files import write_json
 from lfpr.latency.compare import side_by_side
+from lfpr.progress import bar
 from lfpr.tap.data import TAPBatch, TAPDataset, batches
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, Batch
@@ -37,7 +37,7 @@ def answers(logits: Tensor, batch: TAPBatch) -> list[Answer]:
 
 def predict(model: TAP, data: TAPDataset, batch_size: int) -> list[Answer]:
     """The model's answers to all questions of `data`, by greedy decoding."""
-    loader = tqdm(batches(data, batch_size), desc="answer", leave=False)
+    loader = bar(batches(data, batch_size), "answer")
     return [answer for batch in loader for answer in answers(model.generate(batch, stop=True)[0], batch)]
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lfpr.encoder import PrunableEncoder
 from lfpr.masks import Masks
 from lfpr.modes import evaluating
+from lfpr.progress import bar
 from lfpr.shrink import fold as fold_masks
 from lfpr.training.processes import PRECISIONS, add_gradients, each, find_accelerator, gather, plan, same_start, shares
 from lfpr.training.resume import load_checkpoint, random_state, restore_random, save_checkpoint
@@ -136,7 +136,7 @@ def retrain(
         run.about["order of the data"] = zlib.crc32(repr(order).encode())
         stream = run.start(batches, order, checkpoint)
         if progress and accelerator.is_main_process:
-            stream = tqdm(stream, desc="retrain", total=total, initial=len(run.log), leave=False)
+            stream = bar(stream, "retrain", total=total, initial=len(run.log))
         with encoder.masked(masks):
             for batch, counts in stream:
                 row = run.step(batch, loss, counts)
