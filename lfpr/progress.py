@@ -18,4 +18,4 @@ def bar(batches: T, title: str | None, **options: Any) -> T:
         return batches
     from tqdm.auto import tqdm  # only those who see it wait for it
 
-    return tqdm(batches, desc=title, leave=False, **options)
+    return tqdm(batches, desc=title, leave=False, disable=False, **options)
