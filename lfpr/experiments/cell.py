@@ -14,7 +14,6 @@ from lfpr.experiments.specs import ExperimentSpec
 
 PLACE = ("method", "heuristic", "constraint", "percentile", "seed")
 """What places a cell on a curve; whatever else differs from the experiment's own way makes it a variant."""
-RETRAINING = ("percent", "last_layers", "trained")
 SCORINGS = ("per-sample", "batched", "released")
 
 

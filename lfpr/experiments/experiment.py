@@ -17,7 +17,7 @@ from torch import nn
 
 from lfpr.cost import LinearCost
 from lfpr.encoder import PrunableEncoder
-from lfpr.experiments.cell import PLACE, RETRAINING, Cell
+from lfpr.experiments.cell import Cell
 from lfpr.experiments.methods import METHODS
 from lfpr.experiments.runs import Run, Runs, Stage, checkpoint_of
 from lfpr.experiments.specs import ExperimentSpec
@@ -291,6 +291,3 @@ def scale_range(masks: Masks) -> dict[str, float | None]:
     """The smallest and the largest mask value of what is kept; None if that is nothing."""
     kept = torch.cat([part[part != 0] for part in (masks.heads, masks.neurons)])
     return {f"scale_{name}": getattr(kept, name)().item() if len(kept) else None for name in ("min", "max")}
-
-
-__all__ = ["PLACE", "RETRAINING", "Experiment", "scale_range"]

@@ -1,0 +1,73 @@
+"""The head of a notebook: parameters checked before any work, the experiment opened, the command printed."""
+
+import shlex
+
+import pytest
+
+from lfpr.experiments import Cell, from_parameters
+from lfpr.experiments.notebook import command, is_own
+from lfpr.experiments.parameters import declared
+
+DEFAULTS = declared("03_prune")
+
+
+def head(tmp_path, injected=None, **values):
+    """What the header of 03 gives, as papermill would run it."""
+    cells = ["", "experiment = ...", *([f"# Parameters\n{injected}\n"] if injected else []), "from_parameters(...)"]
+    return from_parameters("03_prune", DEFAULTS | {"runs": str(tmp_path), "In": cells} | values)
+
+
+def test_parameters_name_the_experiment_and_the_cell(tmp_path, capsys):
+    exp, cell = head(tmp_path, experiment="clip-mscoco", constraint=0.6, seed=2)
+    assert exp.name == "clip-mscoco" and exp.runs.folder == tmp_path / "clip-mscoco" / "mini"
+    assert cell == exp.cell(Cell(constraint=0.6, seed=2)) and cell.method == "fisher" and cell.rescaled
+    first, *_, last = capsys.readouterr().out.splitlines()
+    printed = shlex.split(first)
+    assert printed[:3] == ["papermill", "03_prune.ipynb", "OUT.ipynb"]
+    named = dict(zip(printed[4::3], printed[5::3], strict=True))
+    assert named == {"experiment": "clip-mscoco", "constraint": "0.6", "seed": "2", "runs": str(tmp_path)}
+    assert last.startswith("cell: method fisher, constraint 0.6, seed 2")
+
+
+def test_settings_of_the_profile_are_passed_on(tmp_path):
+    exp, _ = head(tmp_path, experiment="clip-mscoco", on_error="skip")
+    assert exp.settings.on_error == "skip"
+    with pytest.raises(ValueError, match=r"unknown setting \['on_error'\] of tap-textvqa"):
+        head(tmp_path, on_error="skip")
+
+
+@pytest.mark.parametrize(
+    "injected, values, message",
+    [
+        ("constrain = 0.6", {}, "parameter constrain: 03_prune has none of this name; did you mean constraint?"),
+        ("a = 1\nrescale = True", {}, "parameter a: 03_prune has none"),
+        ("rescaled = 'false'", {"rescaled": "false"}, "rescaled = 'false': must be True, False or None"),
+        ("constraint = 6", {"constraint": 6}, r"constraint = 6: must be in \(0, 1\]"),
+        ("constraint = 'sixty'", {"constraint": "sixty"}, "constraint = 'sixty': must be"),
+        ("experiment = 'tap'", {"experiment": "tap"}, "experiment = 'tap': must be one of"),
+        ("method = 'l2'", {"method": "l2"}, "method = 'l2': must be one of"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(tmp_path, injected, values, message):
+    with pytest.raises(ValueError, match=message):
+        head(tmp_path, injected, **values)
+    assert not list(tmp_path.iterdir())
+
+
+def test_lists_are_given_as_yaml():
+    assert command("05_evaluate", {"studies": ["scoring"], "seed": 1}) == (
+        """papermill 05_evaluate.ipynb OUT.ipynb -y '{"studies": ["scoring"]}' -p seed 1"""
+    )
+
+
+def test_only_the_place_may_differ_from_the_own_way(tmp_path):
+    exp, cell = head(tmp_path, constraint=0.6, seed=3, method="random")
+    assert is_own(exp, cell)
+    for option in (
+        {"rescaled": True},
+        {"num_samples": 3},
+        {"scoring": "batched"},
+        {"percent": 5},
+        {"trained": "masks"},
+    ):
+        assert not is_own(exp, exp.cell(Cell(constraint=0.6, **option)))
