@@ -152,6 +152,8 @@ async def _abandon() -> None:
 
 def _clear(folder: str) -> None:
     """What runs in the kernel between notebooks: its source is sent there, and needs nothing of this module."""
+    import contextlib
+    import ctypes
     import gc
     import os
     import sys
@@ -164,6 +166,8 @@ def _clear(folder: str) -> None:
         sys.modules["matplotlib.pyplot"].close("all")
         sys.modules["matplotlib"].rc_file_defaults()
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc keeps most of what was freed otherwise
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _Client(PapermillNotebookClient):
