@@ -11,18 +11,14 @@ import small_models as small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lfpr.paper.released_masks import published_masks, published_scales
 from reference import rules
 from torch.nn import functional as F
 
 from lfpr.clip import objectives, retrieval
 from lfpr.clip.distil import distil, extra, loader
 from lfpr.encoder import prunable
-from lfpr.experiments import controls
 from lfpr.gradients import collect_gradients
-from lfpr.importance import magnitude
-from lfpr.masks import Importance, Masks
-from lfpr.search import search_proportional
+from lfpr.masks import Masks
 from lfpr.shrink import shrink
 from lfpr.training.retrain import ReSt
 
@@ -357,34 +353,3 @@ def test_distillation_names_what_it_cannot_do(clip, inputs):
     batches = loader(Images(inputs["pixel_values"]), torch.ones(64, 32), [13], 1, 1, seed=0)
     with pytest.raises(ValueError, match="image 13 is gone"):
         next(iter(batches))
-
-
-def test_controls_change_what_they_say(clip):
-    generator = torch.Generator().manual_seed(0)
-    fisher = Importance(*(torch.rand(4, n, generator=generator, dtype=torch.float64) for n in (4, 96)))
-    other = magnitude(prunable(clip.vision_model))
-    mixed = controls.with_neurons_by(fisher, other)
-    assert torch.equal(mixed.heads, fisher.heads)
-    assert torch.equal(mixed.neurons.sort(1).values, fisher.neurons.sort(1).values)
-    assert torch.equal(mixed.neurons.argsort(1), other.neurons.argsort(1))
-    cost = retrieval.vision_cost(clip)
-    even = search_proportional(controls.uniform(fisher), cost, 0.5)
-    assert even.heads_kept == [2] * 4 and even.neurons_kept == [48] * 4
-    for layer in range(4):
-        assert (
-            fisher.neurons[layer][even.neurons[layer] > 0].min() > fisher.neurons[layer][even.neurons[layer] == 0].max()
-        )
-    ties = controls.uniform(Importance(torch.zeros(1, 3), torch.ones(1, 2)))
-    assert ties.heads.tolist()[0] == pytest.approx([1, 2 / 3, 1 / 3])  # of equal ones, the first is the best
-
-
-def test_the_published_scales_are_what_was_released():
-    masks, table = published_masks(), published_scales()
-    assert len(table) == 3 * 12 * 2
-    for (model, constraint), released in masks.items():
-        part = table[(table.model == model) & (table.constraint == constraint)]
-        assert part.fraction.iloc[0] == pytest.approx(constraint, abs=5e-5)  # their logs: "Pruned Model MAC: 40.00 %"
-        assert part[part.part == "heads"].kept.tolist() == released.heads_kept
-        assert part.smallest.min() == min(released.heads.min(), released.neurons.min())
-        assert part.largest.max() > 10 and part.smallest.min() < -10  # what no ridge and no limit lead to
-        assert (part.total == part.part.map({"heads": 12, "neurons": 3072})).all()

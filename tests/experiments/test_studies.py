@@ -1,10 +1,11 @@
 """Studies: how far rankings of heads and neurons agree, and which experiment has which study."""
 
+import pandas as pd
 import pytest
 import torch
 
 from lfpr.experiments import SPECS, Cell, open_experiment
-from lfpr.experiments.studies import DOWNSTREAM, STUDIES, scoring
+from lfpr.experiments.studies import DOWNSTREAM, STUDIES, released_masks, scales, scoring
 
 
 @pytest.fixture
@@ -42,3 +43,15 @@ def test_specs_name_studies_that_are_there(tap):
         assert set(spec.studies) <= set(STUDIES) and set(spec.downstream) <= set(DOWNSTREAM)
     with pytest.raises(ValueError, match="study = 'sensitivity': tap-textvqa has \\['scoring'\\]"):
         tap.study("sensitivity")
+
+
+def test_the_released_scales_are_what_was_released():
+    masks, table = released_masks(), pd.DataFrame(scales())
+    assert len(table) == 3 * 12 * 2
+    for (model, constraint), released in masks.items():
+        part = table[(table.model == model) & (table.constraint == constraint)]
+        assert part.fraction.iloc[0] == pytest.approx(constraint, abs=5e-5)  # their logs: "Pruned Model MAC: 40.00 %"
+        assert part[part.part == "heads"].kept.tolist() == released.heads_kept
+        assert part.smallest.min() == min(released.heads.min(), released.neurons.min())
+        assert part.largest.max() > 10 and part.smallest.min() < -10  # what no ridge and no limit lead to
+        assert (part.total == part.part.map({"heads": 12, "neurons": 3072})).all()
