@@ -139,8 +139,10 @@ def test_nbval_fails_when_a_number_changes(tmp_path):
     whole = nbformat.read(ROOT / "notebooks" / "01_data.ipynb", as_version=4)
     opening = next(i for i, cell in enumerate(whole.cells) if "from_parameters" in cell.source)
     whole.cells = whole.cells[: opening + 1]
-    output = whole.cells[opening].outputs[0]
-    for name, text, passes in (("same", output.text, True), ("changed", output.text.replace("4", "5", 1), False)):
+    output = whole.cells[opening].outputs[-1]  # the encoder: 4 layers, …
+    assert "4 layers" in output.text
+    changed = output.text.replace("4 layers", "5 layers")
+    for name, text, passes in (("same", output.text, True), ("changed", changed, False)):
         output.text = text
         nbformat.write(whole, tmp_path / f"{name}.ipynb")
         command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", tmp_path / f"{name}.ipynb"]
