@@ -19,6 +19,7 @@ from small_notebooks import made_up, ran
 from lfpr.experiments import Cell, open_experiment
 from lfpr.experiments.grid import load_grid
 from lfpr.experiments.run_grid import Grid, others
+from lfpr.experiments.runs import finished_stages
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ROOT / "workflow" / "profiles"
@@ -96,7 +97,7 @@ def start(folder, profile, *options, grid="smoke"):
 
 def kill_when(running, folder, stages):
     """Kill the run, without warning, once that many stages are finished."""
-    while len(list(folder.glob("runs/*/*/*/*/provenance.json"))) < stages:
+    while len(finished_stages(folder / "runs", "*/*/*/*")) < stages:
         assert running.poll() is None, (folder / "log.txt").read_text()
         time.sleep(0.1)
     os.killpg(running.pid, signal.SIGKILL)

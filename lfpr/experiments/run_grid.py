@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from lfpr.experiments.grid import NOTEBOOKS, STAGES, cells, inputs, load_grid, share, sources
 from lfpr.experiments.parameters import check_parameters, find_notebook, project, source_hash
-from lfpr.experiments.runs import file_hash, fingerprint
+from lfpr.experiments.runs import file_hash, fingerprint, finished_stages
 from lfpr.files import existing, write_json
 
 FIRST = "01_data"
@@ -245,8 +245,8 @@ class Durations:
 
     @cache  # noqa: B019 - one object a process
     def _stage_seconds(self, experiment: str, profile: str, stage: str) -> list[float]:
-        files = self.runs.glob(f"{experiment}/{profile}/{stage}/*/provenance.json") if stage else ()
-        return [json.loads(file.read_text())["seconds"] for file in files]
+        folders = finished_stages(self.runs, f"{experiment}/{profile}/{stage}/*") if stage else ()
+        return [json.loads((folder / "provenance.json").read_text())["seconds"] for folder in folders]
 
 
 def plan_lines(grid: Grid, cores: int) -> Iterator[str]:

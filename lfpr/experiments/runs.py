@@ -11,6 +11,7 @@ lock lets parallel jobs share a stage.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -147,7 +148,14 @@ class Runs:
 
     def finished(self, name: str) -> list[Stage]:
         """All finished stages called `name`, in the order of their folder names."""
-        return [load_stage(file.parent) for file in sorted((self.folder / name).glob("*/provenance.json"))]
+        return [load_stage(folder) for folder in finished_stages(self.folder, f"{name}/*")]
+
+
+def finished_stages(runs: Path, pattern: str) -> list[Path]:
+    """The folders of finished stages below `runs` that match the pattern, in order. Other jobs may rename and remove
+    theirs meanwhile, which pathlib's own glob does not survive."""
+    files = (Path(runs, name) for name in glob.glob(f"{pattern}/provenance.json", root_dir=runs))
+    return sorted(file.parent for file in files if file.parent.suffix != ".unfinished")
 
 
 def load_stage(folder: Path) -> Stage:
@@ -185,12 +193,11 @@ def provenance_table(runs: str | Path) -> pd.DataFrame:
 
     recorded = ("seconds", "peak_memory_mb", "threads", "commit", "host", "finished")
     rows = []
-    for file in sorted(Path(runs).glob("*/*/*/*/provenance.json")):
-        experiment, profile, stage, label = file.parent.relative_to(runs).parts
-        if not label.endswith(".unfinished"):
-            found = json.loads(file.read_text())
-            about = {"experiment": experiment, "profile": profile, "stage": stage, "label": label}
-            rows.append(about | {name: found.get(name) for name in recorded})
+    for folder in finished_stages(runs, "*/*/*/*"):
+        experiment, profile, stage, label = folder.relative_to(runs).parts
+        found = json.loads((folder / "provenance.json").read_text())
+        about = {"experiment": experiment, "profile": profile, "stage": stage, "label": label}
+        rows.append(about | {name: found.get(name) for name in recorded})
     columns = ["experiment", "profile", "stage", "label", *recorded]
     return pd.DataFrame(rows, columns=columns).sort_values(["finished", "label"], ignore_index=True)
 

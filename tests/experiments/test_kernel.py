@@ -123,10 +123,11 @@ def test_cells_tagged_diagnostic_are_left_out(tmp_path):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from lfpr.experiments.kernel import WarmKernel
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it runs in the background
 with WarmKernel() as kernel:
     for path in map(Path, sys.argv[2:]):
         try:

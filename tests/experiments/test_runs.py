@@ -1,6 +1,7 @@
 """Stages: made once, keyed by parameters, whole or not there."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from lfpr.experiments.runs import (
     Unfinished,
     file_hash,
     fingerprint,
+    finished_stages,
     minutes_per_stage,
     provenance_table,
     write_json,
@@ -153,3 +155,18 @@ def test_the_commit_is_that_of_the_source_and_never_fails(tmp_path, monkeypatch)
     assert copied_commit(package) == f"{head}+"
     monkeypatch.setenv("PATH", "")
     assert copied_commit(package) is None  # no git
+
+
+def test_stages_are_found_while_others_come_and_go(tmp_path, monkeypatch):
+    for name in ("mini/prune/a", "mini/prune/b.unfinished", "data/gone/a"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "provenance.json").write_text("{}")
+    scan = os.scandir
+
+    def scandir(path="."):
+        if Path(path).name == "gone":
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert finished_stages(tmp_path, "*/*/*") == [tmp_path / "mini" / "prune" / "a"]
