@@ -30,7 +30,8 @@ def read(out):
     return notebook, ["".join(output.get("text", "") for output in cell.outputs).strip() for cell in code]
 
 
-def test_notebooks_find_modules_but_nothing_else_of_the_one_before(tmp_path):
+def test_notebooks_find_modules_but_nothing_else_of_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "slow.py").write_text("open('imports.txt', 'a').write('imported ')\n")
     first = write(
         tmp_path / "first.ipynb",
