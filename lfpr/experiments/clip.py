@@ -274,11 +274,6 @@ class CLIPTask(Task):
         return {"samples": len(self.sample("train", cell.num_samples, cell.seed))}
 
     @property
-    def fitting(self) -> dict[str, Any]:
-        """How many images, and the ridge."""
-        return {"rescale_samples": self.settings.rescale_samples, "ridge": self.settings.ridge}
-
-    @property
     def fit_options(self) -> dict[str, Any]:
         """The ridge."""
         return {"ridge": self.settings.ridge}

@@ -396,11 +396,6 @@ class SentenceTask(Task):
         return cell.scoring == "per-sample"
 
     @property
-    def fitting(self) -> dict[str, Any]:
-        """How many texts, and the ridge."""
-        return {"rescale_samples": self.settings.rescale_samples, "ridge": self.settings.ridge}
-
-    @property
     def fit_options(self) -> dict[str, Any]:
         """The ridge."""
         return {"ridge": self.settings.ridge}

@@ -283,11 +283,6 @@ class TAPTask(Task):
         samples = min(cell.num_samples, len(self.data("train")))
         return {"samples": samples, "step": self.step(cell) if cell.method == "label-free" else cell.step}
 
-    @property
-    def fitting(self) -> dict[str, Any]:
-        """How many questions."""
-        return {"rescale_samples": self.settings.rescale_samples}
-
     def calibration(self, seed: int) -> Iterator[dict[str, Tensor]]:
         """Unlabelled training questions and the first two steps of their decoded answers."""
         indices = self.sample("train", self.settings.rescale_samples, seed)

@@ -103,9 +103,9 @@ class Task(ABC):
         """What the importance of a cell depends on, beside its method and seed."""
 
     @property
-    @abstractmethod
     def fitting(self) -> dict[str, Any]:
-        """What mask values fitted by least squares depend on."""
+        """What mask values fitted by least squares depend on: how many samples (a setting), and the options."""
+        return {"rescale_samples": self.settings.rescale_samples} | self.fit_options
 
     @property
     def evaluation(self) -> dict[str, Any]:
