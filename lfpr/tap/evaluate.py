@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lfpr.device import OnDevice
+from lfpr.device import OnDevice, moved
 from lfpr.encoder import prunable
 from lfpr.files import write_json
 from lfpr.latency.compare import side_by_side
@@ -73,7 +73,7 @@ def predict_inputs(model: TAP, folder: str | Path, vocab: AnswerVocab) -> list[A
     tokens = json.loads((Path(folder) / "ocr_tokens.json").read_text())
     predictions = []
     for number, words in enumerate(bar(tokens, "answer")):
-        kept = load_file(Path(folder) / f"{number:05}.safetensors", str(model.device))
+        kept = moved(load_file(Path(folder) / f"{number:05}.safetensors"), model.device)
         slots = max(1, *map(len, words))
         encoded = Encoded(kept["x"], kept["valid"], kept["num_ocr"], slots)
         predictions += _read(model.generate(encoded, stop=True)[1], words, vocab)

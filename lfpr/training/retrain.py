@@ -73,7 +73,7 @@ class TrainableMasks(nn.Module):
         heads, neurons = masks.heads.clone(), masks.neurons.clone()
         for whole, parts in ((heads, self.heads), (neurons, self.neurons)):
             for row, part in zip(whole, parts, strict=True):
-                row[row != 0] = part.detach()
+                row[row != 0] = part.detach().to(row.device)
         return Masks(heads, neurons)
 
 
