@@ -71,8 +71,13 @@ def synchronise() -> None:
         torch.accelerator.synchronize()
 
 
-def memory_mb() -> float | None:
-    """Most memory that tensors have taken of the accelerator so far, in MB (2²⁰ bytes); None without one."""
-    if not torch.accelerator.is_available():
-        return None
-    return torch.accelerator.max_memory_allocated() / 2**20
+def memory_mb() -> float:
+    """Most memory that tensors have taken of the accelerator since `forget_memory`, in MB (2²⁰ bytes); 0 without
+    one."""
+    return torch.accelerator.max_memory_allocated() / 2**20 if torch.accelerator.is_available() else 0.0
+
+
+def forget_memory() -> None:
+    """From now on `memory_mb` counts anew."""
+    if torch.accelerator.is_available():
+        torch.accelerator.reset_peak_memory_stats()

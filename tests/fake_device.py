@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
@@ -132,6 +132,7 @@ def fake_device() -> Iterator[torch.device]:
         with (
             patch.object(tasks, "find_device", lambda device: DEVICE),
             patch.object(torch, "get_device_module", lambda device: _RandomNumbers),
+            patch.object(torch, "autocast", lambda device, dtype: nullcontext()),
             _Factories(),
             _Literals(),
         ):
