@@ -3,6 +3,7 @@ PY := .venv/bin/python
 JOBS ?= $(shell env -u OMP_NUM_THREADS nproc)
 GRID ?= $(if $(FULL),published,default)
 DATA ?=
+DEVICE ?=
 OUT ?= runs/paper
 PROFILE ?= workflow/profiles/local
 LAB_ARGS ?=
@@ -30,10 +31,11 @@ paper: setup ## the grid, every table and figure into runs/paper, and how far th
 ## GRID=smoke: two cells of one experiment, to try the workflow in two minutes
 ## DRY=1: what would be run, and about how long; OUT=FOLDER: tables and figures elsewhere
 ## UPDATE=1: the new tables and figures become the committed ones, in paper_figures/ and the README
+## DEVICE=cpu, cuda, cuda:1: where models run; by default on a GPU if there is one
 ## JOBS=N: at once; PROFILE=workflow/profiles/slurm: another Snakemake profile
 	$(if $(DRY),$(PY) -m lfpr plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS) $(if $(DATA),--data '$(DATA)'))
 	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --profile $(PROFILE) --cores $(JOBS) \
-		$(if $(DRY),--dry-run) --config grid=$(GRID) out='$(OUT)' $(if $(DATA),data='$(DATA)')
+		$(if $(DRY),--dry-run) --config grid=$(GRID) out='$(OUT)' $(if $(DATA),data='$(DATA)') $(if $(DEVICE),device=$(DEVICE))
 	$(if $(DRY)$(FULL),,$(PY) -m lfpr reproduce --committed paper_figures --new '$(OUT)' $(SUBSET) $(UPDATING))
 
 rehearsal: setup ## the notebooks with profile=full on random files of the real sizes

@@ -62,6 +62,7 @@ class Grid:
     runs: Path
     notebooks: Path | None = None
     data: str = ""
+    device: str = ""
 
     def steps(self, experiment: str, job: int | None = None) -> list[Step]:
         """What a job of an experiment runs, or all jobs together: the data, prune its cells, retrain them, the rest.
@@ -86,16 +87,19 @@ class Grid:
         notebook = find_notebook(name, self.notebooks)
         shared = {"experiment": experiment, "profile": plan["profile"]}
         shared |= {} if self.runs == default_runs() else {"runs": str(self.runs)}
+        shared |= {"settings": plan["settings"]} if "settings" in plan else {}
+        shared |= {"device": self.device} if self.device else {}
         parameters = shared | inputs(plan, self.data) | parameters
         check_parameters(notebook, parameters)
         folder = self.runs / "notebooks" / self.name / experiment
         return Step(notebook, parameters, folder / f"{name}{'-' if label else ''}{label}.ipynb")
 
     def made_of(self, step: Step) -> str:
-        """Identifies what an executed notebook was made of: source, parameters and input files."""
+        """Identifies what an executed notebook was made of: source, parameters and input files, wherever it ran."""
         experiment = step.parameters["experiment"]
         files = sources(experiment, self.plans[experiment], self.data)
-        return fingerprint([_source_hash(step.notebook), step.parameters, [_input_hash(file) for file in files]])
+        parameters = {name: value for name, value in step.parameters.items() if name != "device"}
+        return fingerprint([_source_hash(step.notebook), parameters, [_input_hash(file) for file in files]])
 
     def there(self, step: Step) -> bool:
         """Whether the step was run, to the end and without error, from what is there now."""
@@ -287,6 +291,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, help="folder of what is computed; runs/ of the checkout by default")
     parser.add_argument("--notebooks", type=Path, help="folder of the notebooks; notebooks/ of the checkout by default")
     parser.add_argument("--data", default="", help="folder of the user's own files, for the profile full")
+    parser.add_argument("--device", default="", help="auto, cpu, cuda, cuda:1; by default a GPU if there is one")
     return parser
 
 
@@ -299,6 +304,7 @@ def open_grid(arguments: argparse.Namespace) -> Grid:
         arguments.runs.resolve() if arguments.runs else default_runs(),
         arguments.notebooks.resolve() if arguments.notebooks else None,
         str(Path(arguments.data).absolute()) if arguments.data else "",
+        arguments.device,
     )
 
 

@@ -65,7 +65,8 @@ def collect(
     """
     collector = Collector()
     for name, plan in grid.items():
-        experiment = open_experiment(name, plan["profile"], runs, **inputs(plan, data))
+        options = inputs(plan, data) | plan.get("settings", {})
+        experiment = open_experiment(name, plan["profile"], runs, device="cpu", **options)
         with experiment.runs.load_only():
             _experiment(collector, experiment, plan)
     collector.add("minutes", "minutes", lambda: minutes_rows(runs))
