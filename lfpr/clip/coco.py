@@ -106,7 +106,7 @@ def locate_captions(root: str | Path, split: str) -> Located:
     if split not in SPLITS:
         raise ValueError(f"split = {split!r}: must be one of {list(SPLITS)}")
     names = [f"{folder}/captions_{split}2017.json" for folder in ANNOTATIONS]
-    return locate(f"COCO's {split} captions", below(root, FOLDERS, names), USES[split])
+    return locate(f"COCO's {split} captions", below(root, FOLDERS, names), USES[split], optional=split == "val")
 
 
 def image_folder(root: str | Path, split: str) -> Located:
