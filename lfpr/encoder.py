@@ -128,8 +128,13 @@ class PrunableEncoder:
         between layers), or per-sample tensors [B, L, H] (lists of [B, H]), B being the batch of the masked calls.
         Gradients flow to the masks. Raises ValueError if the shapes are not this encoder's.
         """
-        heads = mask_rows("heads", masks.heads, self.heads_per_layer)
-        neurons = mask_rows("neurons", masks.neurons, self.neurons_per_layer)
+        heads, neurons = (
+            [row if row.requires_grad else row.to(self.device) for row in rows]  # once, not in each call
+            for rows in (
+                mask_rows("heads", masks.heads, self.heads_per_layer),
+                mask_rows("neurons", masks.neurons, self.neurons_per_layer),
+            )
+        )
         with self.hooked(lambda layer, x: heads[layer], lambda layer, x: neurons[layer]):
             yield
 

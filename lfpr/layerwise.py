@@ -388,26 +388,38 @@ class Slot:
 
 
 class Spool:
-    """Tensors in an unnamed temporary file in `folder` (by default, the system's place for such files)."""
+    """Tensors in an unnamed temporary file in `folder` (by default, the system's place for such files).
+
+    Those of an accelerator stay there while they take less than half of the memory that was free at first.
+    """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as this object is
         self.end = 0
+        self.kept: dict[Slot, Tensor] = {}
+        self.room = free_memory() // 2
 
     def put(self, x: Tensor, slot: Slot | None = None) -> Slot:
         """Write a tensor, in the place of another one of its size if `slot` is given."""
-        data = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         if slot is None:
             slot = Slot(self.end, x.shape, x.dtype, x.device)
-            self.end += data.nbytes
+            self.end += x.nbytes
+            if x.device.type != "cpu" and 0 < x.nbytes <= self.room:
+                self.room -= x.nbytes
+                self.kept[slot] = x
         elif (slot.shape, slot.dtype) != (x.shape, x.dtype):
             raise ValueError(f"a tensor {tuple(x.shape)} of {x.dtype} in the place of {tuple(slot.shape)}")
+        if slot in self.kept:
+            self.kept[slot] = x.detach().clone()  # whoever has put it may change it later
+            return slot
         self.file.seek(slot.offset)
-        self.file.write(data)
+        self.file.write(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return slot
 
     def get(self, slot: Slot) -> Tensor:
         """The tensor written last to `slot`, on the device it came from."""
+        if slot in self.kept:
+            return self.kept[slot]
         count = math.prod(slot.shape)
         if not count:
             return torch.empty(slot.shape, dtype=slot.dtype, device=slot.device)
@@ -418,4 +430,13 @@ class Spool:
 
     def close(self) -> None:
         """Remove the file."""
+        self.kept.clear()
         self.file.close()
+
+
+def free_memory() -> int:
+    """Bytes that are free on the accelerator; 0 without one, or where it does not tell."""
+    try:
+        return torch.accelerator.get_memory_info()[0] if torch.accelerator.is_available() else 0
+    except (RuntimeError, NotImplementedError):
+        return 0

@@ -144,7 +144,7 @@ class Equations:
         n = len(self.columns)
         self.moments = self.weight.new_zeros(n, n, dtype=torch.float64)  # XᵀX
         self.right = self.weight.new_zeros(n, dtype=torch.float64)  # Aᵀe, per column
-        self.error = self.scale = 0.0  # squared, of the student and of the teacher
+        self.error, self.scale = self.right.new_zeros(2)  # squared, of the student and of the teacher
 
     def add(self, x: Tensor, student: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Add tokens: x [B, S, all columns], what student and teacher give [B, S, d], weights [B, S]. Returns the
@@ -159,8 +159,8 @@ class Equations:
         x = x[:, self.columns]
         self.moments += x.T @ x
         self.right += ((error @ self.weight.T) * x).double().sum(0)
-        self.error += error.double().square().sum().item()
-        self.scale += target.double().square().sum().item()
+        self.error = self.error + error.double().square().sum()
+        self.scale = self.scale + target.double().square().sum()
         return x, error
 
     def normal(self) -> tuple[Tensor, Tensor]:
@@ -189,23 +189,24 @@ class Equations:
                 break
             ridge = max(10 * ridge, 1e-6)
         after = self.after(gram, right, step)
-        if not after <= self.error:
+        if not after <= self.error.item():
             return self.declined("no gain", condition, ridge)
         return self.fit(1 + step, after, condition, ridge)
 
     def declined(self, why: str, condition: float = float("nan"), ridge: float = float("nan")) -> SubLayerFit:
         """The fit that leaves the sub-layer as it is."""
         ones = torch.ones(len(self.kept), dtype=torch.float64)
-        return self.fit(ones, self.error, condition, ridge, why)
+        return self.fit(ones, self.error.item(), condition, ridge, why)
 
     def after(self, gram: Tensor, right: Tensor, step: Tensor) -> float:
         """The squared error at scales of 1 + `step`."""
-        return max(0.0, self.error - (2 * right @ step - step @ gram @ step).item())
+        return max(0.0, self.error.item() - (2 * right @ step - step @ gram @ step).item())
 
     def fit(self, scales: Tensor, after: float, condition: float, ridge: float, why: str | None = None) -> SubLayerFit:
         """A fit with its errors made relative."""
-        scale = self.scale or float("nan")
-        return SubLayerFit(self.layer, self.part, scales, self.error / scale, after / scale, condition, ridge, why)
+        scale = self.scale.item() or float("nan")
+        before = self.error.item() / scale
+        return SubLayerFit(self.layer, self.part, scales, before, after / scale, condition, ridge, why)
 
 
 def condition_number(values: Tensor) -> float:

@@ -66,8 +66,8 @@ def save_pruned(pruned: nn.Module, folder: str | Path) -> None:
     write_whole(folder / "pruning.json", lambda path: path.write_text(json.dumps(pruning, indent=2) + "\n"))
 
 
-def load_pruned(folder: str | Path) -> nn.Module:
-    """The model that `save_pruned` wrote, in evaluation mode, on the CPU.
+def load_pruned(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The model that `save_pruned` wrote, in evaluation mode, on `device`.
 
     Raises FileNotFoundError if a file is missing, and ValueError naming the file and what is wrong with it.
     """
@@ -84,7 +84,7 @@ def load_pruned(folder: str | Path) -> nn.Module:
     for path, sizes in pruning["parts"].items():
         resize(own[path], sizes["heads"], sizes["neurons"])
     _load(model, tensors, folder / "model.safetensors")
-    return model
+    return model.to(device)
 
 
 def _transformers_class(name: str) -> type[nn.Module] | None:

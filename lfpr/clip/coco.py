@@ -216,12 +216,13 @@ class Batches:
         shuffle_seed: int | None = None,
         on_error: str = "stop",
         drop_last: bool = False,
+        pin_memory: bool = False,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise ValueError(f"batch_size, workers = {batch_size}, {workers}: must be at least 1 and 0")
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error = {on_error!r}: must be one of {list(ON_ERROR)}")
-        self.reader, self.batch_size, self.workers = reader, batch_size, workers
+        self.reader, self.batch_size, self.workers, self.pin_memory = reader, batch_size, workers, pin_memory
         self.shuffle_seed, self.on_error, self.drop_last = shuffle_seed, on_error, drop_last
         self.bad: dict[int, tuple[str, str]] = {}
         self.epoch = 0
@@ -240,7 +241,8 @@ class Batches:
             order = np.random.default_rng([self.shuffle_seed, self.epoch]).permutation(order)
         rows = [order[i * self.batch_size : (i + 1) * self.batch_size].tolist() for i in range(len(self))]
         private = torch.Generator()  # otherwise each pass would draw from the global one
-        loader = DataLoader(self.reader, None, sampler=rows, num_workers=self.workers, generator=private)
+        options = {"num_workers": self.workers, "pin_memory": self.pin_memory, "generator": private}
+        loader = DataLoader(self.reader, None, sampler=rows, **options)
         for batch, bad in loader:
             for image_id, file_name, message in bad:
                 if self.on_error == "stop":
@@ -254,10 +256,11 @@ def batches(data: COCOCaptions, batch_size: int, processor: Processor, **options
     """Batches of pairs: `pixel_values` [B, 3, H, W], `input_ids` and `attention_mask` [B, T], `image_id`,
     `caption` and `caption_id` [B].
 
-    T is the longest caption's length in the batch. `options`: `workers` (processes that decode), `shuffle_seed`,
-    `drop_last` (an incomplete batch), and `on_error`: "stop" raises DataError at the first image that is missing or
-    broken, "skip" goes on, leaves its pairs out and lists it in `.bad`. Raises ValueError for other options,
-    and FileNotFoundError if there is no folder of images at all.
+    T is the longest caption's length in the batch. `options`: `workers` (processes that decode), `pin_memory`
+    (from which batches move to a GPU without waiting), `shuffle_seed`, `drop_last` (an incomplete batch), and
+    `on_error`: "stop" raises DataError at the first image that is missing or broken, "skip" goes on, leaves its pairs
+    out and lists it in `.bad`. Raises ValueError for other options, and FileNotFoundError if there is no
+    folder of images at all.
     """
     return Batches(_Reader(data, data.pairs, processor, "pairs"), batch_size, **options)
 

@@ -82,7 +82,14 @@ class WithTargets(Dataset):
 
 
 def loader(
-    reader: Dataset, features: Tensor, rows: Sequence[int], batch_size: int, steps: int, seed: int, workers: int = 0
+    reader: Dataset,
+    features: Tensor,
+    rows: Sequence[int],
+    batch_size: int,
+    steps: int,
+    seed: int,
+    workers: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """`steps` batches of images and targets: pass after pass over `rows`, each in a new order.
 
@@ -94,4 +101,5 @@ def loader(
     passes = [rng.permutation(rows) for _ in range(-(-images // len(rows)))]
     order = np.concatenate(passes)[:images].reshape(steps, batch_size).tolist()
     private = torch.Generator()  # otherwise reading would draw from the global one
-    return DataLoader(WithTargets(reader, features), None, sampler=order, num_workers=workers, generator=private)
+    options = {"num_workers": workers, "pin_memory": pin_memory, "generator": private}
+    return DataLoader(WithTargets(reader, features), None, sampler=order, **options)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from lfpr.clip.objectives import Batch, image_features, text_features
 from lfpr.cost import MacCost
+from lfpr.device import OnDevice
 from lfpr.encoder import prunable
 from lfpr.latency.compare import side_by_side
 from lfpr.modes import evaluating
@@ -58,10 +59,10 @@ def encode_texts(clip: nn.Module, batches: Iterable[Batch], progress: str | None
 def _encode(clip: nn.Module, batches: Iterable[Batch], encode: Callable, names: tuple[str, ...], progress: str | None):
     features, ids = [], {name: [] for name in names}
     with evaluating(clip):
-        for batch in bar(batches, progress):
+        for batch in bar(OnDevice(batches, next(clip.parameters()).device), progress):
             features.append(encode(clip, batch).float().cpu())
             for name in names:
-                ids[name].append(batch[name])
+                ids[name].append(batch[name].cpu())
     if not features:
         raise ValueError("batches: there is none, so there is nothing to encode")
     return torch.cat(features), {name: torch.cat(values) for name, values in ids.items()}

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfpr.budget import check_choice
-from lfpr.experiments.cell import Cell
+from lfpr.experiments.cell import CELL_FIELDS, Cell
+from lfpr.experiments.parameters import nearest
 from lfpr.experiments.specs import SPECS, ExperimentSpec
 from lfpr.files import checkout
 from lfpr.lazy import lazy
@@ -50,16 +52,19 @@ def open_experiment(
     runs: str | Path | None = None,
     data_root: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    device: str = "auto",
     **settings: Any,
 ) -> Experiment:
     """One of `EXPERIMENTS`, its inputs checked: model, data and all stages, which are kept below `runs`.
 
     runs: by default the folder of that name in the checkout. data_root, checkpoint: the user's files of profile "full";
     without a checkpoint the published one is looked for, below data_root and beside it.
-    settings: override those of the profile (the fields of its `SETTINGS`); None leaves the profile's value.
+    device: where every stage runs: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". settings: override those of
+    the profile, by name: fields of its `SETTINGS`, or of what is in them (`lr` of `rest`); None leaves the profile's
+    value.
 
-    Raises ValueError naming the parameter for an unknown experiment, profile or setting, and FileNotFoundError or
-    CheckpointError for missing inputs, before any work.
+    Raises ValueError naming the parameter for an unknown experiment, profile, device or setting, and FileNotFoundError
+    or CheckpointError for missing inputs, before any work.
     """
     check_choice("experiment", experiment, EXPERIMENTS)
     check_choice("profile", profile, PROFILES)
@@ -70,20 +75,53 @@ def open_experiment(
     module, name = spec.task.split(":")
     task_class = getattr(importlib.import_module(module), name)
     settings = {name: value for name, value in settings.items() if value is not None}
-    defaults = task_class.default_settings(spec, profile)
-    known = [field.name for field in fields(defaults)]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"unknown setting {unknown} of {experiment}; there are {sorted(known)}")
+    settings = override(task_class.default_settings(spec, profile), settings, experiment)
     from lfpr.experiments.experiment import Experiment
 
-    arguments = spec, profile, runs, data_root, checkpoint, replace(defaults, **settings)
+    arguments = spec, profile, runs, data_root, checkpoint, settings, device or "auto"
     if not os.environ.get("LFPR_WARM"):  # elsewhere nobody else may have the model that one changes
         return Experiment(spec, task_class(*arguments))
-    key = experiment, profile, str(runs), str(data_root), str(checkpoint), repr(arguments[-1])
+    key = tuple(map(repr, (experiment, *arguments[1:])))
     if key not in _opened:
         _opened.clear()
         _opened[key] = task_class(*arguments)
     return Experiment(spec, _opened[key])
+
+
+def override(settings: Any, values: Mapping[str, Any], experiment: str) -> Any:
+    """A profile's settings with other `values`, by name; names are those of its fields, or of the fields of dataclasses
+    among them. Raises ValueError naming what is unknown and the nearest name, or a value of another type."""
+    inner = {
+        name: field.name
+        for field in fields(settings)
+        if is_dataclass(part := getattr(settings, field.name))
+        for name in (f.name for f in fields(part))
+        if name not in CELL_FIELDS
+    }
+    known = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    known |= {name: getattr(known[whole], name) for name, whole in inner.items() if name not in known}
+    changed: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in known:
+            near = nearest(name, known)
+            raise ValueError(f"unknown setting {name!r} of {experiment}: {near}there are {sorted(known)}")
+        _check_type(name, value, known[name])
+        changed.setdefault("" if hasattr(settings, name) else inner[name], {})[name] = value
+    whole = changed.pop("", {})
+    parts = {name: replace(whole.pop(name, known[name]), **new) for name, new in changed.items()}
+    return replace(settings, **whole, **parts)
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """ValueError for a value of another type than the setting's, if that is not None."""
+    if default is None or is_dataclass(default):
+        fits = default is None or isinstance(value, type(default))
+    elif isinstance(default, float):
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        fits = type(value) is type(default)
+    if not fits:
+        raise ValueError(f"{name} = {value!r}: must be of type {type(default).__name__}, such as {default!r}")
 
 
 def _runs(runs: str | Path | None) -> Path:

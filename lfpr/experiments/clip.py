@@ -6,7 +6,6 @@ image features are computed once: pruning leaves the text tower alone.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from lfpr.clip.objectives import CAPTION, Attached, Batch, contrastive, image_fe
 from lfpr.clip.processor import Processor
 from lfpr.clip.retrieval import Encoded, compare, encode_images, encode_texts, match, recall, vision_cost
 from lfpr.cost import MacCost
+from lfpr.device import RUNNING, OnDevice, moved
 from lfpr.encoder import prunable
 from lfpr.experiments.cell import SCORINGS, Cell
 from lfpr.experiments.runs import Stage, file_hash, fingerprint
@@ -54,7 +54,8 @@ class CLIPSettings:
     encoded at a time; num_eval: validation images, all if 0; eval_captions: their "first" captions, as published, or
     "all". shortlist: m, images that the full model re-ranks; reranked: f, the published share of images that it is
     assumed ever to encode. workers: at most how many processes decode images; on_error: "stop" at a broken image or
-    "skip" it. train_images, val_images: of the mini data.
+    "skip" it. eval_precision: "bf16" lets a GPU encode in mixed precision where no gradient is taken, which changes
+    features in the third digit. train_images, val_images: of the mini data.
     """
 
     num_samples: int
@@ -75,6 +76,7 @@ class CLIPSettings:
     reranked: float = 0.1
     workers: int = 0
     on_error: str = "stop"
+    eval_precision: str = "no"
     train_images: int = 0
     val_images: int = 0
 
@@ -82,6 +84,7 @@ class CLIPSettings:
         check_choice("scoring", self.scoring, SCORINGS[:2])
         check_choice("eval_captions", self.eval_captions, ("first", "all"))
         check_choice("on_error", self.on_error, coco.ON_ERROR)
+        check_choice("eval_precision", self.eval_precision, RUNNING)
         sizes = ("num_samples", "score_batch", "rescale_samples", "rescale_batch", "retrain_batch", "eval_batch")
         for name in (*sizes, "shortlist"):
             if getattr(self, name) < 1:
@@ -172,7 +175,7 @@ class CLIPTask(Task):
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])[:3]
             raise CheckpointError(f"checkpoint {self.checkpoint} lacks {missing} of a CLIP model")
-        return model.eval()
+        return model.eval().to(self.device)
 
     @property
     def part(self) -> nn.Module:
@@ -201,9 +204,9 @@ class CLIPTask(Task):
         """Raw image features."""
         return image_features(model, batch)
 
-    def check_batches(self) -> coco.Batches:
+    def check_batches(self) -> OnDevice:
         """64 validation images."""
-        return self.images("val", 32, indices=self.sample("val", 64, 0))
+        return OnDevice(self.images("val", 32, indices=self.sample("val", 64, 0)), self.device)
 
     # ---- images and captions
 
@@ -234,7 +237,7 @@ class CLIPTask(Task):
     @property
     def evaluation(self) -> dict[str, Any]:
         """Which images and captions."""
-        return {"num_eval": self.settings.num_eval, "eval_captions": self.settings.eval_captions}
+        return {"num_eval": self.settings.num_eval, "eval_captions": self.settings.eval_captions} | self.inference
 
     def data(self, split: str, **options: Any) -> coco.COCOCaptions:
         """Images with captions of `train` or `val` (see `lfpr.clip.coco.COCOCaptions`)."""
@@ -245,18 +248,13 @@ class CLIPTask(Task):
         return coco.images(self.data(split, **options), batch_size, self.processor, **self.reading)
 
     @property
-    def workers(self) -> int:
-        """Processes that decode images: as many as the settings say, but no more than there are cores."""
-        return min(self.settings.workers, os.cpu_count() or 1)
-
-    @property
     def reading(self) -> dict[str, Any]:
         """How images are read."""
-        return {"workers": self.workers, "on_error": self.settings.on_error}
+        return self.loading | {"on_error": self.settings.on_error}
 
     def check(self, split: str, limit: int | None = None) -> dict[str, Any]:
         """What is in a split's files, and the images that cannot be used (see `lfpr.clip.coco.check`)."""
-        return coco.check(self.root, split, limit, max(1, self.workers))
+        return coco.check(self.root, split, limit, max(1, self.loading["workers"]))
 
     def sample(self, split: str, count: int, seed: int) -> list[int]:
         """`count` images of a split, drawn by `seed`, in increasing order; all if there are no more."""
@@ -277,9 +275,9 @@ class CLIPTask(Task):
         indices = self.sample("train", cell.num_samples, cell.seed)
         if cell.method == "fisher":
             data = self.data("train", indices=indices)
-            pairs = coco.batches(data, self.settings.score_batch, self.processor, **self.reading)
+            pairs = OnDevice(coco.batches(data, self.settings.score_batch, self.processor, **self.reading), self.device)
             return Attached(pairs, "text_features", lambda batch: text_features(self.model, batch), CAPTION)
-        images = self.images("train", self.settings.score_batch, indices=indices)
+        images = OnDevice(self.images("train", self.settings.score_batch, indices=indices), self.device)
         return Attached(images, "image_features", lambda batch: image_features(self.model, batch))
 
     def objective(self, cell: Cell) -> Callable[[Batch], Tensor]:
@@ -299,10 +297,10 @@ class CLIPTask(Task):
         """The ridge."""
         return {"ridge": self.settings.ridge}
 
-    def calibration(self, seed: int) -> coco.Batches:
+    def calibration(self, seed: int) -> OnDevice:
         """Training images."""
         indices = self.sample("train", self.settings.rescale_samples, seed)
-        return self.images("train", self.settings.rescale_batch, indices=indices)
+        return OnDevice(self.images("train", self.settings.rescale_batch, indices=indices), self.device)
 
     def run(self, batch: Batch) -> Tensor:
         """The tower's pooled output."""
@@ -316,11 +314,12 @@ class CLIPTask(Task):
 
         def build(folder: Path) -> dict:
             images = self.images("train", self.settings.eval_batch, limit=count or None)
-            targets = encode_images(self.model, images, "targets")
+            with self.running():
+                targets = encode_images(self.model, images, "targets")
             save_encoded(folder / "features.safetensors", image=targets)
             return {"images": len(targets.image_id)}
 
-        return self.stage("targets", {"images": count}, build)
+        return self.stage("targets", {"images": count} | self.inference, build)
 
     def amounts(self, cell: Cell) -> tuple[dict[str, Any], ReSt]:
         """By default all training images, as often as the settings say."""
@@ -346,7 +345,7 @@ class CLIPTask(Task):
         return {
             "encoder": prunable(student.vision_model),
             "heads": [],
-            "batches": loader(images.reader, features, rows, settings.retrain_batch, steps, cell.seed, self.workers),
+            "batches": loader(images.reader, features, rows, settings.retrain_batch, steps, cell.seed, **self.loading),
             "loss": distillation_loss(student),
             "settings": rest,
             "parameters": extra(student.vision_model, cell.trained),
@@ -361,8 +360,9 @@ class CLIPTask(Task):
 
         def build(folder: Path) -> dict:
             data = self.data("val", captions=settings.eval_captions, limit=settings.num_eval or None)
-            captions = coco.captions(data, settings.eval_batch, self.processor, workers=self.workers)
-            images, texts = self.encode(self.model), encode_texts(self.model, captions, "captions")
+            captions = coco.captions(data, settings.eval_batch, self.processor, **self.loading)
+            with self.running():
+                images, texts = self.encode(self.model), encode_texts(self.model, captions, "captions")
             kept = torch.isin(texts.image_id, images.image_id)  # broken images that are skipped take theirs along
             texts = Encoded(*(column[kept] for column in texts))
             save_encoded(folder / "features.safetensors", image=images, text=texts)
@@ -379,7 +379,8 @@ class CLIPTask(Task):
     def encode(self, model: CLIPModel) -> Encoded:
         """Features of the validation images by `model`, which may be pruned."""
         images = self.images("val", self.settings.eval_batch, limit=self.settings.num_eval or None)
-        return encode_images(model, images, "images")
+        with self.running():
+            return encode_images(model, images, "images")
 
     def score(self, features: Tensor) -> dict[str, Any]:
         """`score` (text→image Recall@1), `r1` ..., `i2t_r1` ... of features [I, D] of the validation images, against
@@ -409,7 +410,8 @@ class CLIPTask(Task):
 
     def compare(self, models: Mapping[str, CLIPModel]) -> dict[str, dict[str, float]]:
         """Size and speed side by side, on a batch of validation images (`lfpr.clip.retrieval`)."""
-        return compare(models, next(iter(self.images("val", min(64, self.settings.eval_batch)))))
+        images = self.images("val", min(64, self.settings.eval_batch))
+        return compare(models, moved(next(iter(images)), self.device))
 
 
 def save_encoded(path: Path, **parts: Encoded) -> None:

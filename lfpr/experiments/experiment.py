@@ -51,6 +51,7 @@ class Experiment:
     name = property(lambda self: self.spec.name)
     profile = property(lambda self: self.task.profile)
     settings = property(lambda self: self.task.settings)
+    device = property(lambda self: self.task.device)
 
     @property
     def runs(self) -> Runs:
@@ -208,6 +209,10 @@ class Experiment:
                 self.finish(run, pruned, masks, largest_difference=self.verify(masks, pruned))
         return self.runs.load("prune", self._key("prune", cell))
 
+    def load(self, stage: Stage) -> nn.Module:
+        """The model of a `prune` or `retrain` stage, on the device."""
+        return load_pruned(stage.folder / "model", self.device)
+
     def training(self, student: nn.Module, cell: Cell | None = None) -> dict[str, Any]:
         """Arguments of `lfpr.retrain(student, ...)` for this cell; seeds torch's random numbers by the cell."""
         cell = self.cell(cell)
@@ -225,7 +230,7 @@ class Experiment:
         checkpoint = checkpoint_of(self.runs.path("retrain", key))
 
         def train() -> tuple[nn.Module, TrainableMasks, list[dict]]:
-            student = load_pruned(self.prune(cell).folder / "model")
+            student = self.load(self.prune(cell))
             training = self.training(student, cell)
             values, log = retrain(student, **training, checkpoint=checkpoint, fold=False)
             fold(training["encoder"], values)
@@ -263,7 +268,7 @@ class Experiment:
 
         def build(folder) -> dict:
             stages = {"pruned": self.prune(cell), "retrained": self.retrain(cell)}
-            models = {name: load_pruned(stage.folder / "model") for name, stage in stages.items()}
+            models = {name: self.load(stage) for name, stage in stages.items()}
             return self.task.compare({"unpruned": self.model} | models)
 
         return self.runs.stage("speed", self._key("speed", cell), build)

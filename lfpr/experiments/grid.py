@@ -101,7 +101,7 @@ def sources(experiment: str, plan: dict, data: str | Path) -> list[str]:
     """
     checkpoint, files = shipped(experiment), []
     if paths := inputs(plan, data):
-        task = open_experiment(experiment, plan["profile"], runs=data, **paths).task
+        task = open_experiment(experiment, plan["profile"], runs=data, device="cpu", **paths).task
         task.require_files()
         checkpoint, files = Path(task.checkpoint), [row.path for row in task.locate() if row.path]
     files += [checkpoint, *checkpoint.glob("*")]

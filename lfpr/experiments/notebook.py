@@ -14,23 +14,28 @@ from lfpr.experiments.cell import CELL_FIELDS, Cell
 from lfpr.experiments.experiment import Experiment
 from lfpr.experiments.parameters import check_names, declared
 
-OPENING = ("experiment", "profile", "runs", "data_root", "checkpoint")
+OPENING = ("experiment", "profile", "runs", "data_root", "checkpoint", "device")
 INJECTED = "# Parameters"  # how papermill begins the cell that it adds
 
 
 def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[str] = ()) -> tuple[Experiment, Cell]:
     """The experiment and the cell that a notebook's parameters name; to be called with its `globals()`.
 
-    Parameters are those of `open_experiment`, fields of `Cell`, settings of the experiment's profile, and the
-    notebook's `own`. Prints the command that runs the notebook again with them, the experiment and the cell.
+    Parameters are those of `open_experiment`, fields of `Cell`, settings of the experiment's profile, one by one or any
+    others together in a mapping `settings`, and the notebook's `own`. Prints the command that runs the notebook again
+    with them, the experiment and the cell.
 
     Raises ValueError, before any work, for a parameter that the notebook does not have, naming the nearest one, or for
     a value that is not allowed.
     """
     values = read_parameters(notebook, namespace)
     cell = Cell(**{name: value for name, value in values.items() if name in CELL_FIELDS})
-    settings = {name: value for name, value in values.items() if name not in {*OPENING, *CELL_FIELDS, *own}}
-    experiment = open_experiment(**{name: values[name] for name in OPENING}, **settings)
+    settings = values.pop("settings", None) or {}
+    if not isinstance(settings, Mapping) or (wrong := [name for name in settings if name in values]):
+        what = f"{wrong[0]} is a parameter of its own" if isinstance(settings, Mapping) else "must be a mapping"
+        raise ValueError(f"settings = {settings!r}: {what}; settings are such as {{lr: 1.0e-5}}")
+    others = {name: value for name, value in values.items() if name not in {*OPENING, *CELL_FIELDS, *own}}
+    experiment = open_experiment(**{name: values[name] for name in OPENING if name in values}, **settings, **others)
     cell = experiment.cell(cell)
     print(experiment)
     if "method" in values:

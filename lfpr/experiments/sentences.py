@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from lfpr.budget import check_choice
 from lfpr.cost import ParameterCost
+from lfpr.device import moved
 from lfpr.encoder import PrunableEncoder, prunable
 from lfpr.experiments.cell import SCORINGS, Cell
 from lfpr.experiments.runs import Stage, file_hash
@@ -332,7 +333,8 @@ class SentenceTask(Task):
 
     @cached_property
     def _loaded(self) -> tuple[nn.Module, Any]:
-        return load_encoder(self.checkpoint)
+        model, tokenizer = load_encoder(self.checkpoint)
+        return model.to(self.device), tokenizer
 
     @property
     def model(self) -> nn.Module:
@@ -380,11 +382,12 @@ class SentenceTask(Task):
         return {"texts": len(texts), "checked": len(texts), "bad": int(problem is not None), "first_bad": problem}
 
     def data(self, split: str, count: int | None = None, seed: int = 0) -> list[Batch]:
-        """Batches of a split's texts, all or a sample of `count`."""
+        """Batches of a split's texts, all or a sample of `count`, on the device."""
         texts = read_texts(*self.files(split))
         if count is not None:
             texts = [texts[i] for i in sorted(np.random.default_rng(seed).permutation(len(texts))[:count].tolist())]
-        return token_batches(self._loaded[1], texts, self.settings.score_batch)
+        batches = token_batches(self._loaded[1], texts, self.settings.score_batch)
+        return [moved(batch, self.device) for batch in batches]
 
     def sampling(self, cell: Cell) -> dict[str, Any]:
         """Number of texts, batch and scoring."""

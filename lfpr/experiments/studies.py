@@ -28,7 +28,6 @@ from lfpr.files import checkout
 from lfpr.masks import Masks
 from lfpr.released import load_masks
 from lfpr.released import rescale as released_rescale
-from lfpr.save import load_pruned
 from lfpr.sensitivity import all_but_one
 
 Rows = list[dict[str, Any]]
@@ -220,7 +219,7 @@ def cascade(experiment: Experiment, pruned: Stage, m: int | None = None) -> Stag
         images, texts, pairs = task.reference
         (ranked,) = load_encoded(pruned.folder / "features.safetensors", "image")
         result = cascade_of(ranked.features, images.features, texts.features, m, pairs=pairs)
-        times = task.compare({"full": experiment.model, "pruned": load_pruned(pruned.folder / "model")})
+        times = task.compare({"full": experiment.model, "pruned": experiment.load(pruned)})
         full, small = (times[name]["ms_per_image"] for name in ("full", "pruned"))
         shares = {"": settings.reranked, "_measured": result["reranked"], "_query": m / len(images.features)}
         speed = {f"speedup{name}": image_speedup(full, small, share) for name, share in shares.items()}

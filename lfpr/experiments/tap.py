@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lfpr.budget import check_choice
 from lfpr.cost import ParameterCost
+from lfpr.device import RUNNING, OnDevice
 from lfpr.encoder import prunable
 from lfpr.experiments.cell import SCORINGS, Cell
 from lfpr.experiments.runs import Stage, file_hash
@@ -25,11 +25,20 @@ from lfpr.experiments.specs import ExperimentSpec
 from lfpr.experiments.task import Task
 from lfpr.files import CheckpointError, Located, locate, shipped, write_json
 from lfpr.mini.datasets import write_tap
+from lfpr.modes import evaluating
 from lfpr.progress import bar
 from lfpr.released import scoring
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPBatch, TAPDataset, batches, check
-from lfpr.tap.evaluate import compare, evaluate, first_logits, predict
+from lfpr.tap.evaluate import (
+    check_answered,
+    compare,
+    first_logits,
+    predict,
+    predict_inputs,
+    score,
+    write_inputs,
+)
 from lfpr.tap.layout import LAYOUTS, Files, InputSizes, locate_checkpoint
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.objectives import label_free, labelled, peak_step
@@ -48,7 +57,8 @@ class TAPSettings:
     questions that mask values are fitted on. rest: ReSt's learning rates; retrain_batch: its batch size, of all
     processes together; mixed_precision: "no", "bf16" or "fp16"; checkpoint_every, score_every: iterations between two
     checkpoints, and between two scores in its log (none if 0). word_vectors: of OCR tokens, "fasttext" or "hashed".
-    num_eval: validation questions, all if 0. train_images, val_images: of the mini data.
+    num_eval: validation questions, all if 0. train_images, val_images: of the mini data. workers: at most how many
+    processes read questions; eval_precision: "bf16" lets a GPU answer in mixed precision, which changes some answers.
     """
 
     sizes: InputSizes
@@ -67,9 +77,12 @@ class TAPSettings:
     num_eval: int = 0
     train_images: int = 0
     val_images: int = 0
+    workers: int = 0
+    eval_precision: str = "no"
 
     def __post_init__(self) -> None:
         check_choice("word_vectors", self.word_vectors, ("fasttext", "hashed"))
+        check_choice("eval_precision", self.eval_precision, RUNNING)
         check_choice("scoring", self.scoring, SCORINGS)
         check_choice("mixed_precision", self.mixed_precision, PRECISIONS)
         sizes = ("score_batch", "retrain_batch", "eval_batch", "num_samples", "rescale_samples", "checkpoint_every")
@@ -107,6 +120,7 @@ class TAPTask(Task):
             retrain_batch=16,
             eval_batch=32,
             word_vectors="fasttext",
+            workers=4,
         ),
     }
     shared = ("model", "embed", "_images", "_steps")
@@ -154,7 +168,7 @@ class TAPTask(Task):
     @cached_property
     def model(self) -> TAP:
         """The unpruned model in evaluation mode."""
-        return TAP(self.config).load_checkpoint(self.checkpoint).eval()
+        return TAP(self.config).load_checkpoint(self.checkpoint).eval().to(self.device)
 
     @property
     def cost(self) -> ParameterCost:
@@ -175,9 +189,9 @@ class TAPTask(Task):
         """Logits of the first two decoding steps."""
         return first_logits(model, batch)
 
-    def check_batches(self) -> DataLoader:
+    def check_batches(self) -> OnDevice:
         """64 validation questions."""
-        return batches(self.data("val", indices=self.sample("val", 64, 0)), 32)
+        return self.batched(self.data("val", indices=self.sample("val", 64, 0)), 32)
 
     @cached_property
     def config(self) -> TAPConfig:
@@ -252,6 +266,10 @@ class TAPTask(Task):
         """What is in a split's files, and the first record that cannot be used (see `lfpr.tap.data.check`)."""
         return check(self.root, self.dataset, split, limit=limit, sizes=self.settings.sizes, embed=self.embed)
 
+    def batched(self, data: TAPDataset, batch_size: int) -> OnDevice:
+        """Batches of all questions of `data`, in order, on the device."""
+        return OnDevice(batches(data, batch_size, **self.loading), self.device)
+
     def sample(self, split: str, count: int, seed: int) -> list[int]:
         """`count` questions of a split, drawn by `seed`, in increasing order; all if there are no more."""
         total = len(self.data(split))
@@ -264,14 +282,14 @@ class TAPTask(Task):
         batch = self.settings.score_batch if cell.scoring == "per-sample" else scoring.BATCH
         return {"num_samples": cell.num_samples, "batch": batch, "scoring": cell.scoring, "step": cell.step}
 
-    def batches(self, cell: Cell) -> DataLoader:
+    def batches(self, cell: Cell) -> OnDevice:
         """A sample of training questions, with answers unless the method is label-free.
 
         Read anew in each pass: thousands of full-size questions do not fit in memory.
         """
         indices = self.sample("train", cell.num_samples, cell.seed)
         data = self.data("train", targets=cell.method != "label-free", indices=indices)
-        return batches(data, self.sampling(cell)["batch"])
+        return self.batched(data, self.sampling(cell)["batch"])
 
     def step(self, cell: Cell) -> int:
         """The decoding step that the label-free objective looks at: the cell's, or int(median t*) over its sample."""
@@ -310,7 +328,7 @@ class TAPTask(Task):
     def calibration(self, seed: int) -> Iterator[dict[str, Tensor]]:
         """Unlabelled training questions and the first two steps of their decoded answers."""
         indices = self.sample("train", self.settings.rescale_samples, seed)
-        for batch in batches(self.data("train", indices=indices), self.settings.score_batch):
+        for batch in self.batched(self.data("train", indices=indices), self.settings.score_batch):
             first = self.model.begin(len(batch["num_ocr"]))
             yield batch | {"previous": torch.cat([first, self.model.generate(batch, 1)[1]], 1)}
 
@@ -327,13 +345,14 @@ class TAPTask(Task):
         def build(folder: Path) -> dict:
             data = self.data("train")
             labels = {}
-            for batch in bar(batches(data, self.settings.eval_batch), "pseudo-labels"):
-                predictions = self.model.generate(batch, stop=True)[1].tolist()
+            for batch in bar(self.batched(data, self.settings.eval_batch), "pseudo-labels"):
+                with self.running():
+                    predictions = self.model.generate(batch, stop=True)[1].tolist()
                 labels |= {data.records[i]["question_id"]: p for i, p in zip(batch["index"], predictions, strict=True)}
             write_json(folder / "labels.json", labels)
             return {"questions": len(labels)}
 
-        return self.stage("pseudo-labels", {"train_images": self.settings.train_images}, build)
+        return self.stage("pseudo-labels", {"train_images": self.settings.train_images} | self.inference, build)
 
     def amounts(self, cell: Cell) -> tuple[dict[str, Any], ReSt]:
         """By default X percent of the questions and the last k layers of the published schedule."""
@@ -358,7 +377,7 @@ class TAPTask(Task):
         training = {
             "encoder": prunable(student),
             "heads": [student.classifier, student.ocr_ptr_net] if cell.trained == "ReSt" else [],
-            "batches": batches(data, settings.retrain_batch, shuffle_seed=cell.seed),
+            "batches": batches(data, settings.retrain_batch, shuffle_seed=cell.seed, **self.loading),
             "loss": labelled(student, reduction="parts"),
             "settings": rest,
             "checkpoint_every": settings.checkpoint_every,
@@ -371,16 +390,36 @@ class TAPTask(Task):
 
     def baseline(self) -> Stage:
         """The unpruned model's scores."""
-        return self.stage("baseline", {}, lambda folder: self.evaluate(self.model))
+        return self.stage("baseline", self.evaluation, lambda folder: self.evaluate(self.model))
+
+    def encoded(self) -> Stage:
+        """What the unpruned model makes of the validation questions before its MMT: the same for all pruned models."""
+        settings = self.settings
+
+        def build(folder: Path) -> dict:
+            data = self.data("val", limit=settings.num_eval or None)
+            with self.running():
+                write_inputs(self.model, data, settings.eval_batch, folder, **self.loading)
+            return {"questions": len(data)}
+
+        return self.stage("encoded", {"batch": settings.eval_batch} | self.evaluation, build)
 
     def evaluate(self, model: TAP) -> dict[str, Any]:
         """Accuracy of greedy answers to the validation questions."""
-        return evaluate(model, self.data("val", limit=self.settings.num_eval or None), self.settings.eval_batch)
+        data = self.data("val", limit=self.settings.num_eval or None)
+        check_answered(data)
+        with evaluating(model):
+            if not model.encodes_as(self.model):
+                return score(self.predict(model, data), data)
+            folder = self.encoded().folder
+            with self.running():
+                return score(predict_inputs(model, folder, data.vocab), data)
 
     def predict(self, model: TAP, data: TAPDataset) -> list[Answer]:
         """The model's answers to all questions of `data`, with the source of each word."""
-        return predict(model, data, self.settings.eval_batch)
+        with self.running():
+            return predict(model, data, self.settings.eval_batch, **self.loading)
 
     def compare(self, models: Mapping[str, TAP]) -> dict[str, dict[str, float]]:
         """Size and speed side by side, on a batch of validation questions (`lfpr.tap.evaluate`)."""
-        return compare(models, next(iter(batches(self.data("val"), min(64, self.settings.eval_batch)))))
+        return compare(models, next(iter(self.batched(self.data("val"), min(64, self.settings.eval_batch)))))

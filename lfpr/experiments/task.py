@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from lfpr.cost import LinearCost
+from lfpr.device import find_device, running
 from lfpr.encoder import PrunableEncoder, prunable
 from lfpr.experiments.cell import Cell
 from lfpr.experiments.runs import Runs, Stage
@@ -26,7 +29,8 @@ class Task(ABC):
     """A model and its data. Subclasses give what is abstract here; cells that they get are resolved.
 
     settings: amounts and sizes of the profile, a dataclass of `SETTINGS[profile]`; runs: where stages are kept;
-    data_root, checkpoint: the user's files, or None for the mini profile's own.
+    data_root, checkpoint: the user's files, or None for the mini profile's own. device: where the model is, and batches
+    go; results do not depend on it but for rounding, so stages' names don't either.
     """
 
     SETTINGS: ClassVar[Mapping[str, Any]]
@@ -34,10 +38,12 @@ class Task(ABC):
     shared: ClassVar[tuple[str, ...]] = ()
     """Names of cached attributes that do not depend on the settings that `with_settings` may change."""
 
-    def __init__(self, spec: ExperimentSpec, profile: str, runs: Path, data_root, checkpoint, settings: Any) -> None:
-        self.spec, self.profile, self.settings = spec, profile, settings
+    def __init__(
+        self, spec: ExperimentSpec, profile: str, runs: Path, data_root, checkpoint, settings: Any, device: str = "auto"
+    ) -> None:
+        self.spec, self.profile, self.settings, self.device = spec, profile, settings, find_device(device)
         self.runs = Runs(runs, spec.name, profile, self.require_files)
-        self._origin = spec, profile, runs, data_root, checkpoint
+        self._origin = spec, profile, runs, data_root, checkpoint, device
         if profile == "full" and not Path(data_root).is_dir():
             raise FileNotFoundError(f"data_root = {data_root}: no such folder (see data/README.md)")
         self._set_up(runs, data_root, checkpoint)
@@ -49,7 +55,8 @@ class Task(ABC):
 
     def with_settings(self, **settings: Any) -> Self:
         """The same task with other values of these settings; what does not depend on them is shared."""
-        other = type(self)(*self._origin, replace(self.settings, **settings))
+        *origin, device = self._origin
+        other = type(self)(*origin, replace(self.settings, **settings), device)
         other.__dict__ |= {name: self.__dict__[name] for name in self.shared if name in self.__dict__}
         return other
 
@@ -78,7 +85,7 @@ class Task(ABC):
     @cached_property
     @abstractmethod
     def model(self) -> nn.Module:
-        """The unpruned model, in evaluation mode."""
+        """The unpruned model, in evaluation mode, on the device."""
 
     @property
     def part(self) -> nn.Module | None:
@@ -127,7 +134,23 @@ class Task(ABC):
     @property
     def evaluation(self) -> dict[str, Any]:
         """What scores depend on, if it is not among the inputs."""
-        return {}
+        return self.inference
+
+    @property
+    def inference(self) -> dict[str, Any]:
+        """The precision that models run in where no gradient is taken, unless it is that of their weights."""
+        precision = getattr(self.settings, "eval_precision", "no")
+        return {} if precision == "no" else {"eval_precision": precision}
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How loaders read: processes that do it, no more than there are cores, and whether into pinned memory."""
+        workers = min(getattr(self.settings, "workers", 0), os.cpu_count() or 1)
+        return {"workers": workers, "pin_memory": self.device.type == "cuda"}
+
+    def running(self) -> AbstractContextManager:
+        """Within it models run in the precision of the settings; not for gradients."""
+        return running(self.device, getattr(self.settings, "eval_precision", "no"))
 
     def stage(self, name: str, parameters: dict, build: Callable[[Path], dict]) -> Stage:
         """`Runs.stage` of this task's inputs."""

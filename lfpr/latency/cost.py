@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lfpr.device import synchronise
 from lfpr.encoder import PrunableEncoder
 from lfpr.files import write_whole
 from lfpr.layerwise import Replay
@@ -168,8 +169,10 @@ def take_turns(calls: Mapping[Any, Callable[[], object]], repeats: int) -> dict[
     for turn in range(-1, repeats):
         for offset in range(len(names)):
             name = names[(offset + turn) % len(names)]
+            synchronise()
             start = time.perf_counter()
             calls[name]()
+            synchronise()
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -186,8 +189,7 @@ def _time(one: PrunableEncoder, x: Tensor, arguments: tuple, clock: Callable[[],
     """Seconds of the attention and of the FFN sub-layer in one run of a layer."""
 
     def now() -> float:
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
+        synchronise()
         return clock()
 
     between = []

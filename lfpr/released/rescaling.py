@@ -69,13 +69,13 @@ class _Equations(Equations):
     def __init__(self, encoder: PrunableEncoder, layer: int, part: str, mask: Tensor) -> None:
         super().__init__(encoder, layer, part, mask)
         self.sums = torch.zeros_like(self.right)  # Σ_t X
-        self.error_sum = self.rows = 0.0
+        self.error_sum, self.rows = self.right.new_zeros(()), 0
 
     def add(self, x: Tensor, student: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         x, error = super().add(x, student, target, weights)
         if self.part == "heads":
             self.sums += x.double().sum(0)
-            self.error_sum += error.double().sum().item()
+            self.error_sum = self.error_sum + error.double().sum()
             self.rows += error.numel()
         return x, error
 
@@ -93,7 +93,7 @@ class _Equations(Equations):
             full = torch.cat(
                 [torch.cat([gram, ones[:, None]], 1), torch.cat([ones, ones.new_tensor([self.rows])])[None]]
             )
-            goal = torch.cat([right - ones, ones.new_tensor([self.error_sum - self.rows])])
+            goal = torch.cat([right - ones, ones.new_tensor([self.error_sum.item() - self.rows])])
         values, vectors = torch.linalg.eigh(full)
         if len(full) == 1:  # a single neuron is solved without damping
             step = goal / full[0]

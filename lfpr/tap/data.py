@@ -37,6 +37,11 @@ class TAPBatch(dict):
         super().__init__(tensors)
         self.ocr_tokens, self.vocab = ocr_tokens, vocab
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "TAPBatch":
+        """The batch with its tensors on `device`; the words are the same."""
+        tensors = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.items()}
+        return TAPBatch(tensors, self.ocr_tokens, self.vocab)
+
 
 class TAPDataset(Dataset):
     """Questions of a `dataset` ("textvqa", "stvqa") and `split` ("train", "val", "test", "score") under `root`.
@@ -259,9 +264,15 @@ class _Order(Sampler[int]):
 
 
 def batches(
-    dataset: TAPDataset, batch_size: int, shuffle_seed: int | None = None, drop_last: bool = False, workers: int = 0
+    dataset: TAPDataset,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    drop_last: bool = False,
+    workers: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader:
-    """A loader of `TAPBatch`es of `batch_size` questions (the last one may have fewer), in `workers` processes.
+    """A loader of `TAPBatch`es of `batch_size` questions (the last one may have fewer), read in `workers` processes,
+    and in memory from which they move to a GPU without waiting, if `pin_memory`.
 
     Shuffled if there is a `shuffle_seed`; iterated again in the same order until `dataset.set_epoch` changes it.
     Raises ValueError for a batch size below 1 or a negative number of workers.
@@ -270,7 +281,8 @@ def batches(
         raise ValueError(f"batch_size, workers = {batch_size}, {workers}: must be at least 1 and 0")
     sampler = BatchSampler(_Order(dataset, shuffle_seed), batch_size, drop_last)
     private = torch.Generator()  # otherwise each pass would draw from the global one
-    return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=private)
+    options = {"num_workers": workers, "pin_memory": pin_memory, "generator": private}
+    return DataLoader(dataset, batch_size=None, sampler=sampler, **options)
 
 
 def check(

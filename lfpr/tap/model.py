@@ -16,7 +16,7 @@ Shapes: B samples, T decoding steps, D hidden size, V answers in the fixed vocab
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -227,19 +227,26 @@ class TAP(nn.Module):
         """Teacher-forced logits [B, T, V + num_ocr] after the answers so far, `previous` [B, T], `<s>` first."""
         return self.decode(self.encode(batch), previous)
 
+    def encodes_as(self, other: TAP) -> bool:
+        """Whether `encode` gives what `other`'s does: all weights before the MMT are equal, as pruning and ReSt leave
+        them."""
+        later = ("mmt.", "classifier.", "ocr_ptr_net.")
+        own, others = ({n: p for n, p in m.state_dict().items() if not n.startswith(later)} for m in (self, other))
+        return own.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in own.items())
+
     @torch.no_grad()
-    def generate(self, batch: Batch, steps: int | None = None, stop: bool = False) -> tuple[Tensor, Tensor]:
+    def generate(self, batch: Batch | Encoded, steps: int | None = None, stop: bool = False) -> tuple[Tensor, Tensor]:
         """Greedy decoding: logits [B, T, V + num_ocr] and predictions [B, T] of `steps` steps (default: all).
 
-        With `stop`, decoding ends early once every sample has produced `</s>`; T is then the steps done.
+        With `stop`, decoding ends early once every sample has produced `</s>`; T is then the steps done. Instead of a
+        batch, what `encode` has made of it will do.
         """
         steps = self.config.decoding_steps if steps is None else steps
         return self.greedy(self.prefill(batch, KeyValueCache(steps)), steps, stop)
 
-    def prefill(self, batch: Batch, cache: DynamicCache | KeyValueCache) -> Encoded:
+    def prefill(self, batch: Batch | Encoded, cache: DynamicCache | KeyValueCache) -> Encoded:
         """`encode`, then the MMT over the encoder positions alone, whose keys and values `cache` keeps for `decode`."""
-        encoded = self.encode(batch)
-        encoded.cache = cache
+        encoded = replace(batch if isinstance(batch, Encoded) else self.encode(batch), cache=cache)
         y = self.mmt.encoder(encoded.x, encoded.valid[:, None, None], encoded.cache)
         encoded.copy_keys = self._copy_keys(y, encoded)
         return encoded

@@ -1,8 +1,8 @@
 """Where training runs: its device, its precision, and the processes that share each batch (Hugging Face accelerate).
 
-Started as usual, training is one process, on the GPU if there is one. Started by `accelerate launch` (on CPUs by
-`torchrun`), N processes each compute their share of every batch: the batch size is that of all of them together, and
-N processes give the result of one. `accelerate` is imported only where it has something to do.
+Started as usual, training is one process, on the device that the model is on. Started by `accelerate launch` (on CPUs
+by `torchrun`), N processes each compute their share of every batch on a device of their own: the batch size is that of
+all of them together, and N processes give the result of one. `accelerate` is imported where it has something to do.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ PATIENCE = timedelta(days=1)  # how long processes wait for the main one, which 
 
 
 class OneProcess:
-    """What training uses of `accelerate.Accelerator`, for one process on the CPU in full precision."""
+    """What training uses of `accelerate.Accelerator`, for one process on `device` in full precision."""
 
-    device, num_processes, process_index = torch.device("cpu"), 1, 0
+    num_processes, process_index = 1, 0
     is_main_process, scaler, optimizer_step_was_skipped = True, None, False
     autocast = staticmethod(nullcontext)
     clip_grad_norm_ = staticmethod(nn.utils.clip_grad_norm_)
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def prepare(self, optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
         return optimiser
@@ -43,18 +46,23 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def find_accelerator(mixed_precision: str = "no"):
-    """An `accelerate.Accelerator`, or `OneProcess` where that does the same.
+def find_accelerator(mixed_precision: str, device: torch.device):
+    """An `accelerate.Accelerator`, or `OneProcess` where that does the same. One process trains on `device`.
 
-    Raises `ValueError` for fp16 on a CPU, or if the running Python process has already used another precision.
+    Raises `ValueError` for fp16 on a CPU, or if the running Python process has already used another precision, or
+    mixed precision on another kind of device.
     """
-    if mixed_precision == "no" and processes() == 1 and not torch.accelerator.is_available():
-        return OneProcess()
+    if mixed_precision == "no" and processes() == 1:
+        return OneProcess(device)
     from accelerate import Accelerator, PartialState
 
-    if PartialState(timeout=PATIENCE).device.type == "cpu" and mixed_precision == "fp16":
+    if processes() > 1:
+        device = PartialState(timeout=PATIENCE).device
+    elif device.type != "cpu":
+        torch.accelerator.set_device_index(device.index or 0)  # accelerate takes the current one
+    if device.type == "cpu" and mixed_precision == "fp16":
         raise ValueError("mixed_precision = 'fp16': needs a GPU; on a CPU there are 'no' and 'bf16'")
-    return Accelerator(mixed_precision=mixed_precision)
+    return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
 
 
 def with_helpers(main: Callable[[Callable[[], None]], T], help: Callable[[], object]) -> T:

@@ -54,7 +54,7 @@ def random_state(device: torch.device) -> dict:
     """The state of Python's, NumPy's and torch's random number generators."""
     name, keys, *rest = np.random.get_state()
     state = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state()}
-    return state if device.type == "cpu" else state | {"device": torch.get_device_module(device).get_rng_state()}
+    return state if device.type == "cpu" else state | {"device": torch.get_device_module(device).get_rng_state(device)}
 
 
 def restore_random(state: dict, device: torch.device) -> None:
@@ -63,4 +63,4 @@ def restore_random(state: dict, device: torch.device) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state["device"])
+        torch.get_device_module(device).set_rng_state(state["device"], device)

@@ -4,8 +4,8 @@ Trainable are a mask value per kept head and neuron, the modules that score the 
 else stays frozen. Adam, its own learning rate for masks, clipped gradients, one pass. In the end the mask values are
 folded into the output projections, so that the retrained model costs nothing extra.
 
-Training runs on what `accelerate` finds (`processes`), and goes on from its last checkpoint as if it had never been
-interrupted (`resume`).
+Training runs where the model is, or in several processes (`processes`), and goes on from its last checkpoint as if it
+had never been interrupted (`resume`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lfpr.device import moved
 from lfpr.encoder import PrunableEncoder
 from lfpr.masks import Masks
 from lfpr.modes import evaluating
 from lfpr.progress import bar
 from lfpr.shrink import fold as fold_masks
-from lfpr.training.processes import PRECISIONS, add_gradients, each, find_accelerator, gather, plan, same_start, shares
+from lfpr.training.processes import PRECISIONS, add_gradients, find_accelerator, gather, plan, same_start, shares
 from lfpr.training.resume import load_checkpoint, random_state, restore_random, save_checkpoint
 
 Loss = Callable[[Any], Tensor | tuple[Tensor, Tensor]]
@@ -72,7 +73,7 @@ class TrainableMasks(nn.Module):
         heads, neurons = masks.heads.clone(), masks.neurons.clone()
         for whole, parts in ((heads, self.heads), (neurons, self.neurons)):
             for row, part in zip(whole, parts, strict=True):
-                row[row != 0] = part.detach()
+                row[row != 0] = part.detach().to(row.device)
         return Masks(heads, neurons)
 
 
@@ -121,7 +122,8 @@ def retrain(
     if score_every < 0 or (score_every > 0) != (score is not None):
         raise ValueError(f"score_every = {score_every}: must be above 0 with score, and 0 without")
     batches = list(batches) if not hasattr(batches, "__len__") else batches
-    home, accelerator = next(model.parameters()).device, find_accelerator(settings.mixed_precision)
+    home = next(model.parameters()).device
+    accelerator = find_accelerator(settings.mixed_precision, home)
     masks, order, total = TrainableMasks(encoder), plan(batches), len(batches)
     modules = [model, masks, *heads]
     trained = [p for module in modules[2:] for p in module.parameters()] + list(parameters)
@@ -192,8 +194,7 @@ class _Training:
     def step(self, batch: Any, loss: Loss, counts: bool) -> dict:
         """Train on one batch, or this process's share of it; `counts` is False for a share that is empty."""
         accelerator, several, iteration = self.accelerator, self.accelerator.num_processes > 1, len(self.log) + 1
-        if accelerator.device.type != "cpu":
-            batch = each(batch, lambda t: t.to(accelerator.device))
+        batch = moved(batch, accelerator.device)
         with accelerator.autocast():
             result = loss(batch)
         if isinstance(result, tuple):

@@ -35,3 +35,25 @@ def test_a_shrunk_student_walks_as_the_masked_one(family):
             assert (a is None) == (b is None)
             if a is not None:
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_spool_keeps_what_fits_on_the_accelerator(monkeypatch):
+    from fake_device import fake_device
+
+    from lfpr import layerwise
+
+    with fake_device() as device:
+        monkeypatch.setattr(layerwise, "free_memory", lambda: 2 * 3 * 40)  # room for three tensors of 40 bytes
+        spool = layerwise.Spool()
+        tensors = [torch.arange(10, device=device) + i for i in range(4)]
+        tensors = [x.float() for x in tensors]
+        slots = [spool.put(x) for x in tensors]
+        empty = spool.put(torch.zeros(0, 3, device=device))
+        assert list(spool.kept) == slots[:3]  # the last one is in the file
+        assert all(torch.equal(spool.get(slot).cpu(), x.cpu()) for slot, x in zip(slots, tensors, strict=True))
+        tensors[0].add_(1)  # what was put does not change with it
+        assert spool.get(slots[0]).cpu().tolist() == list(range(10))
+        spool.put(tensors[0], slots[0])
+        assert spool.get(slots[0]).cpu().tolist() == list(range(1, 11))
+        assert spool.get(empty).shape == (0, 3)
+        spool.close()

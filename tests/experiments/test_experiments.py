@@ -97,7 +97,7 @@ def test_pseudo_labels_are_the_unpruned_models_answers(tap):
         ({"experiment": "tap-vizwiz"}, r"experiment = 'tap-vizwiz': must be one of \['tap-textvqa'"),
         ({"profile": "tiny"}, r"profile = 'tiny': must be one of \['mini', 'full'\]"),
         ({"profile": "full"}, "profile = 'full' needs data_root .found None."),
-        ({"num_sample": 3}, r"unknown setting \['num_sample'\]"),
+        ({"num_sample": 3}, r"unknown setting 'num_sample' of tap-textvqa: did you mean num_samples"),
         ({"num_samples": 0}, "num_samples = 0: must be at least 1"),
         ({"word_vectors": "glove"}, "word_vectors = 'glove'"),
     ],
@@ -191,3 +191,26 @@ def test_opened_experiments_are_shared_in_warm_kernels_only(tmp_path, monkeypatc
     first = open_experiment(runs=tmp_path)
     assert open_experiment(runs=tmp_path).task is first.task
     assert open_experiment(runs=tmp_path, num_samples=7).task is not first.task
+
+
+def test_settings_are_overridden_by_name_at_any_depth(tmp_path):
+    exp = lfpr.open_experiment("clip-mscoco", runs=tmp_path, lr=2e-5, shortlist=7, rest=lfpr.ReSt(clip=3.0))
+    assert (exp.settings.rest.lr, exp.settings.rest.clip, exp.settings.shortlist) == (2e-5, 3.0, 7)
+    before = lfpr.open_experiment("clip-mscoco", runs=tmp_path).settings
+    assert before.rest.lr != 2e-5 and before.shortlist != 7  # a profile's settings are no one's to change
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": "fast"}, "lr = 'fast': must be of type float, such as 0.001"),
+        ({"lr": -1.0}, "lr = -1.0: must be above 0"),
+        ({"cosine": 1}, "cosine = 1: must be of type bool"),
+        ({"eval_batch": 2.5}, "eval_batch = 2.5: must be of type int"),
+        ({"last_layers": 2}, "unknown setting 'last_layers'"),  # the cell's, or the schedule's
+        ({"eval_precision": "fp16"}, r"eval_precision = 'fp16': must be one of \['no', 'bf16'\]"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        lfpr.open_experiment("tap-textvqa", runs=tmp_path, **settings)

@@ -32,7 +32,7 @@ def test_parameters_name_the_experiment_and_the_cell(tmp_path, capsys):
 def test_settings_of_the_profile_are_passed_on(tmp_path):
     exp, _ = head(tmp_path, experiment="clip-mscoco", on_error="skip")
     assert exp.settings.on_error == "skip"
-    with pytest.raises(ValueError, match=r"unknown setting \['on_error'\] of tap-textvqa"):
+    with pytest.raises(ValueError, match=r"unknown setting 'on_error' of tap-textvqa"):
         head(tmp_path, on_error="skip")
 
 

@@ -30,6 +30,8 @@ def data(request, tmp_path):
 class Says:
     """Stands for a model whose answer to question i is `SAID[i]`."""
 
+    device = torch.device("cpu")
+
     def generate(self, batch, stop=False):
         said = torch.tensor([SAID[i] for i in batch["index"].tolist()])
         logits = torch.nn.functional.one_hot(said, V + SIZES.num_ocr).float()

@@ -281,7 +281,8 @@ def test_folding_can_be_a_step_of_its_own():
 
 
 def test_one_process_on_a_cpu_needs_no_accelerate():
-    code = "import sys, lfpr; lfpr.ReSt(); from lfpr.training.processes import find_accelerator as find; find()\n"
+    code = "import sys, lfpr; lfpr.ReSt(); from lfpr.training.processes import find_accelerator; "
+    code += "find_accelerator('no', 'cpu')\n"
     environment = os.environ | {"PYTHONPATH": str(Path(lfpr.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", f"{code}assert 'accelerate' not in sys.modules"]
     subprocess.run(command, check=True, env=environment, timeout=60)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from lfpr.paper.labels import BLUE
 from lfpr.paper.pictures.questions import show_questions
 from lfpr.paper.style import SINGLE, STYLE
-from lfpr.tap.data import TAPDataset, batches
+from lfpr.tap.data import TAPDataset
 from lfpr.tap.model import TAP
 from lfpr.tap.objectives import peak_steps
 from lfpr.tap.text import Answer
@@ -47,7 +47,7 @@ def statistics(experiment, questions: int = 400) -> Figure:
 def objective(experiment, seed: int = 0, questions: int = 200) -> Figure:
     """The label-free objective looks at one decoding step: the median of t*, each question's step of highest score."""
     indices = experiment.task.sample("train", questions, seed)
-    data = batches(experiment.task.data("train", indices=indices), experiment.settings.score_batch)
+    data = experiment.task.batched(experiment.task.data("train", indices=indices), experiment.settings.score_batch)
     peaks = torch.cat([peak_steps(experiment.model, batch) for batch in data]).tolist()
     return _counts({f"t*, of 0 … {experiment.task.config.decoding_steps - 1}": peaks})
 

@@ -1,0 +1,83 @@
+"""Where models and batches are: the device that a user names, batches on their way to it, and how precisely it works.
+
+Whoever iterates over batches moves them to the model's device (`OnDevice`); nothing else here knows of devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+RUNNING = ("no", "bf16")
+"""Precisions of what only runs a model, without gradients."""
+
+
+def find_device(device: str | torch.device = "auto") -> torch.device:
+    """The device named "auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1" ..., with its number.
+
+    Raises ValueError for another name, and for a device that this machine does not have.
+    """
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if here else 0
+    allowed = ["auto", "cpu", *([here.type, *(f"{here.type}:{i}" for i in range(count))] if here else [])]
+    if str(device) not in allowed:
+        raise ValueError(f"device = {str(device)!r}: must be one of {allowed} on this machine")
+    if str(device) == "cpu" or here is None:
+        return torch.device("cpu")
+    found = here if str(device) == "auto" else torch.device(device)
+    number = torch.accelerator.current_device_index() if found.index is None else found.index
+    return torch.device(found.type, number)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """`batch` with its tensors on `device`: a tensor, whatever has a method `to`, or mappings, lists and tuples of
+    them; anything else stays as it is. Copies from pinned memory do not wait."""
+    if hasattr(batch, "to"):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        parts = [moved(value, device) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
+class OnDevice:
+    """`batches`, each `moved` to `device` when its turn comes; as long and as often to be iterated as they are."""
+
+    def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
+        self.batches, self.device = batches, device
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (moved(batch, self.device) for batch in self.batches)
+
+
+def running(device: torch.device, precision: str = "no") -> AbstractContextManager:
+    """Within it, models run on `device` in mixed precision "bf16", or, with "no", as their weights say."""
+    if precision == "no":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def synchronise() -> None:
+    """Wait until the accelerator, if there is one, has done all that it was given: before the clock is read."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def memory_mb() -> float:
+    """Most memory that tensors have taken of the accelerator since `forget_memory`, in MB (2²⁰ bytes); 0 without
+    one."""
+    return torch.accelerator.max_memory_allocated() / 2**20 if torch.accelerator.is_available() else 0.0
+
+
+def forget_memory() -> None:
+    """From now on `memory_mb` counts anew."""
+    if torch.accelerator.is_available():
+        torch.accelerator.reset_peak_memory_stats()
