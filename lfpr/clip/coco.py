@@ -9,6 +9,7 @@ import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lfpr.clip.processor import Processor
-from lfpr.files import WHERE, DataError, existing
+from lfpr.files import WHERE, DataError, Located, below, hub, locate
 
 SPLITS = ("train", "val")
 ON_ERROR = ("stop", "skip")
+FORK = "fisher_pruning/dataset"
+FOLDERS = ("", "coco", "dataset", "datasets/mscoco", FORK, f"pruning_mechanism/{FORK}")
+"""Folders below the data root that may hold COCO's, in order: it itself, our own layout, places of the CLIP fork."""
+ANNOTATIONS = ("annotations", "annotations_trainval2017/annotations", "annotations_trainval2017")
+IMAGES = ("{0}2017/{0}2017", "{0}2017")  # a zip unpacked in a folder of its name makes another in it, which comes first
+MODELS = ("", "checkpoints", "..", "../checkpoints")
+"""Folders that may hold a model's folder."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+USES = {"train": "importance and retraining", "val": "scores"}
 
 
 class Pair(NamedTuple):
@@ -61,6 +71,7 @@ class COCOCaptions:
             raise ValueError("indices and limit: give one of them")
         self.root, self.split = Path(root), split
         names, texts = read_annotations(root, split)
+        self.folder = image_folder(root, split)
         captioned = [i for i in names if len(texts.get(i, ())) > (only or 0)]
         selected = range(len(captioned) if limit is None else limit) if indices is None else indices
         outside = [i for i in selected if not 0 <= i < len(captioned)]
@@ -82,7 +93,7 @@ class COCOCaptions:
 
     def file(self, pair: Pair) -> Path:
         """Where the pair's image is to be; nothing is read."""
-        return image_file(self.root, self.split, pair.file_name)
+        return (self.folder.path or self.root / f"{self.split}2017") / pair.file_name
 
     def image(self, index: int) -> Image.Image:
         """The image of pair `index` in RGB. Raises DataError naming the file and the image id."""
@@ -90,23 +101,50 @@ class COCOCaptions:
         return read_image(self.file(pair), pair.image_id)
 
 
-def annotation_file(root: str | Path, split: str) -> Path:
-    """Where the captions of a split are. Raises ValueError for an unknown split."""
+def locate_captions(root: str | Path, split: str) -> Located:
+    """The captions of a split below the data root. Raises ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split = {split!r}: must be one of {list(SPLITS)}")
-    return Path(root) / "annotations" / f"captions_{split}2017.json"
+    names = [f"{folder}/captions_{split}2017.json" for folder in ANNOTATIONS]
+    return locate(f"COCO's {split} captions", below(root, FOLDERS, names), USES[split], optional=split == "val")
 
 
-def image_file(root: str | Path, split: str, file_name: str) -> Path:
-    """Where an image of a split is."""
-    return Path(root) / f"{split}2017" / file_name
+def image_folder(root: str | Path, split: str) -> Located:
+    """The folder of a split's images below the data root."""
+    names = [name.format(split) for name in IMAGES]
+    return locate(f"COCO's {split} images", below(root, FOLDERS, names), USES[split], optional=split == "val")
+
+
+def locate_model(root: str | Path, model: str) -> Located:
+    """The folder of a CLIP, by its hub id: below the data root, beside it, or in the local Hugging Face cache."""
+    places = below(root, MODELS, [f"{name}/config.json" for name in (model.rpartition("/")[2], model)])
+    found = locate("unpruned CLIP", chain(places, _cached(model)), "everything")
+    return found._replace(path=found.path and found.path.parent)
+
+
+def cached_model(model: str) -> Located:
+    """The folder of a CLIP, by its hub id, in the local Hugging Face cache; from where else it may be downloaded."""
+    found = locate(f"unpruned CLIP, {model}, else downloaded", _cached(model), "everything", optional=True)
+    return found._replace(path=found.path and found.path.parent)
+
+
+def _cached(model: str) -> Iterator[Path]:
+    """Snapshots in the cache; not those of whom somebody needed the tokenizer alone."""
+    for place in hub(model, "config.json"):
+        if not place.exists() or any((place.parent / name).exists() for name in WEIGHTS):
+            yield place
+
+
+def annotation_file(root: str | Path, split: str) -> Path:
+    """Where the captions of a split are. Raises as `COCOCaptions`."""
+    return locate_captions(root, split).found()
 
 
 def read_annotations(root: str | Path, split: str) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
     """File names by image id, in ascending order, and the captions' (id, text) by image id. Raises as COCOCaptions."""
     from pycocotools.coco import COCO
 
-    path = existing(annotation_file(root, split), "COCO captions")
+    path = annotation_file(root, split)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             coco = COCO(str(path))
@@ -138,6 +176,8 @@ class _Reader(Dataset):
 
     def __init__(self, data: COCOCaptions, pairs: list[Pair], processor: Processor, parts: str) -> None:
         self.data, self.pairs, self.processor, self.parts = data, pairs, processor, parts
+        if parts != "captions":
+            data.folder.found()
 
     def __getitem__(self, rows: Sequence[int]) -> tuple[dict[str, Tensor] | None, list[tuple[int, str, str]]]:
         pairs, pixels, bad = [self.pairs[row] for row in rows], {}, {}
@@ -219,7 +259,8 @@ def batches(data: COCOCaptions, batch_size: int, processor: Processor, **options
     T is the longest caption's length in the batch. `options`: `workers` (processes that decode), `pin_memory`
     (from which batches move to a GPU without waiting), `shuffle_seed`, `drop_last` (an incomplete batch), and
     `on_error`: "stop" raises DataError at the first image that is missing or broken, "skip" goes on, leaves its pairs
-    out and lists it in `.bad`. Raises ValueError for other options.
+    out and lists it in `.bad`. Raises ValueError for other options, and FileNotFoundError if there is no
+    folder of images at all.
     """
     return Batches(_Reader(data, data.pairs, processor, "pairs"), batch_size, **options)
 
@@ -246,13 +287,14 @@ def check(root: str | Path, split: str = "val", limit: int | None = None, worker
     DataError for the annotations, as `COCOCaptions`, and ValueError for a `limit` or `workers` below 1.
     """
     names, texts = read_annotations(root, split)
+    folder = image_folder(root, split).path or Path(root, f"{split}2017")
     counts = [len(texts.get(image_id, ())) for image_id in names]
     if workers < 1 or (limit is not None and limit < 1):
         raise ValueError(f"workers, limit = {workers}, {limit}: must be at least 1")
 
     def problem(image_id: int) -> str | None:
         try:
-            read_image(image_file(root, split, names[image_id]), image_id)
+            read_image(folder / names[image_id], image_id)
         except DataError as error:
             return str(error)
         return None

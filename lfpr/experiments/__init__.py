@@ -5,7 +5,7 @@ says which pruned model is meant. Profiles:
 
 * `mini` (default): a small trained baseline from `data/mini` on rendered scenes, written to disk in TAP's formats or as
   MSCOCO captions.
-* `full`: the user's own data and checkpoint, given by `data_root` and `checkpoint` (see `data/README.md`).
+* `full`: the user's own data and checkpoint, below `data_root` or given by `checkpoint` (see `data/README.md`).
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def open_experiment(
 ) -> Experiment:
     """One of `EXPERIMENTS`, its inputs checked: model, data and all stages, which are kept below `runs`.
 
-    runs: by default the folder of that name in the checkout. data_root, checkpoint: the user's files of profile "full".
+    runs: by default the folder of that name in the checkout. data_root, checkpoint: the user's files of profile "full";
+    without a checkpoint the published one is looked for, below data_root and beside it.
     device: where every stage runs: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". settings: override those of
     the profile, by name: fields of its `SETTINGS`, or of what is in them (`lr` of `rest`); None leaves the profile's
     value.
@@ -68,11 +69,8 @@ def open_experiment(
     check_choice("experiment", experiment, EXPERIMENTS)
     check_choice("profile", profile, PROFILES)
     data_root, checkpoint = data_root or None, checkpoint or None
-    if profile == "full" and not (data_root and checkpoint):
-        raise ValueError(
-            f"profile = 'full' needs data_root (found {data_root!r}) and checkpoint (found {checkpoint!r}): "
-            "folders and files are listed in data/README.md"
-        )
+    if profile == "full" and not data_root:
+        raise ValueError(f"profile = 'full' needs data_root (found {data_root!r}), see data/README.md")
     runs, spec = _runs(runs), SPECS[experiment]
     module, name = spec.task.split(":")
     task_class = getattr(importlib.import_module(module), name)

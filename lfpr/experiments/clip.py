@@ -31,7 +31,7 @@ from lfpr.encoder import prunable
 from lfpr.experiments.cell import SCORINGS, Cell
 from lfpr.experiments.runs import Stage, file_hash, fingerprint
 from lfpr.experiments.task import Task
-from lfpr.files import CheckpointError, shipped, write_whole
+from lfpr.files import CheckpointError, Located, locate, shipped, write_whole
 from lfpr.masks import Masks
 from lfpr.mini.coco import write_coco
 from lfpr.save import save_pruned, without_progress_bar
@@ -104,7 +104,8 @@ class Reference(NamedTuple):
 
 
 class CLIPTask(Task):
-    """A CLIP's vision tower on COCO's images and captions. The checkpoint is a Hugging Face folder or hub id."""
+    """A CLIP's vision tower on COCO's images and captions. The checkpoint is a Hugging Face folder or hub id;
+    spec.arguments: `model`, the hub id of the one that is looked for."""
 
     SETTINGS: ClassVar[dict[str, CLIPSettings]] = {
         "mini": CLIPSettings(
@@ -138,9 +139,26 @@ class CLIPTask(Task):
 
     def _set_up(self, runs: Path, data_root, checkpoint) -> None:
         self.data_root = Path(data_root) if data_root else runs / "data" / "mscoco-mini"
-        self.checkpoint = str(checkpoint or shipped(self.spec.name))
-        if not Path(self.checkpoint).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.checkpoint):
-            raise CheckpointError(f"checkpoint = {self.checkpoint}: neither a folder nor a hub id (see data/README.md)")
+        self._unpruned = self._locate_checkpoint(checkpoint)
+        if self._unpruned.path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(checkpoint)):
+            raise CheckpointError(
+                f"checkpoint = {checkpoint}: neither a folder nor a hub id (see data/README.md){self._missing()}"
+            )
+        self.checkpoint = str(self._unpruned.path or checkpoint)
+
+    def _locate_checkpoint(self, checkpoint) -> Located:
+        if self.profile == "full" and not checkpoint:
+            return coco.locate_model(self.data_root, self.spec.arguments["model"])
+        given = locate("unpruned CLIP", [Path(checkpoint or shipped(self.spec.name))], "everything")
+        return given if given.path else coco.cached_model(str(checkpoint))
+
+    def locate(self) -> list[Located]:
+        """The model, captions and images; those of the mini profile are made first."""
+        return [
+            self._unpruned,
+            *(coco.locate_captions(self.root, split) for split in coco.SPLITS),
+            *(coco.image_folder(self.root, split) for split in coco.SPLITS),
+        ]
 
     # ---- the model
 
@@ -210,7 +228,10 @@ class CLIPTask(Task):
         folder = Path(self.checkpoint)
         files = {file.name: file_hash(file) for file in sorted(folder.glob("*")) if file.is_file()}
         model = fingerprint(files) if folder.is_dir() else f"{self.checkpoint}@{self.config._commit_hash}"
-        annotations = {split: file_hash(coco.annotation_file(self.root, split)) for split in coco.SPLITS}
+        captions = {split: coco.locate_captions(self.root, split) for split in coco.SPLITS}
+        if any(row.path is None for row in captions.values()):
+            self.require_files()
+        annotations = {split: file_hash(row.found()) for split, row in captions.items()}
         return {"checkpoint": model} | annotations
 
     @property

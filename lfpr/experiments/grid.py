@@ -14,14 +14,13 @@ from typing import Any
 
 import yaml
 
+from lfpr.experiments import open_experiment
 from lfpr.experiments.cell import CELL_FIELDS, Cell
 from lfpr.files import shipped
 
 NOTEBOOKS = {"pruned": "03_prune", "retrained": "04_retrain"}
 """Stage of a cell -> the notebook that runs it."""
 STAGES = tuple(NOTEBOOKS)
-TEXTS = ("annotations/captions_*.json", "imdb/**/*.npy", "original_dl/**/imdb_*.npy", "m4c_vocabs/**/*.txt")
-"""Below `data_root`: the files of questions, captions and vocabularies."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ def share(plan: dict, job: int) -> list[Planned]:
 
 
 def inputs(plan: dict, data: str | Path) -> dict[str, str]:
-    """Where a plan's experiment finds the user's files: `data_root` and `checkpoint` of the plan, below `data`.
+    """Where a plan's experiment finds the user's files: `data_root` and `checkpoint` of the plan, below `data`; `data`
+    itself, and what is found there, if it has none.
 
     Empty for the profile mini. Raises ValueError if the profile full has no `data`.
     """
@@ -88,19 +88,24 @@ def inputs(plan: dict, data: str | Path) -> dict[str, str]:
         return {}
     if not data:
         raise ValueError("profile = 'full' needs data, the folder of the user's own files (see data/README.md)")
-    return {name: str(Path(data, plan[name])) for name in ("data_root", "checkpoint")}
+    paths = {"data_root": ""} | {name: plan[name] for name in ("data_root", "checkpoint") if name in plan}
+    return {name: str(Path(data, path)) for name, path in paths.items()}
 
 
 def sources(experiment: str, plan: dict, data: str | Path) -> list[str]:
-    """The files that an experiment starts from: its checkpoint's and, of the user's own data, questions or captions.
+    """The files that an experiment starts from: its checkpoint's and, of the user's own data, questions or captions,
+    vocabularies and word vectors.
 
-    Features and images are not among them: there are too many to ask each for its date.
+    Features and images are not among them: there are too many to ask each for its date. Raises FileNotFoundError or
+    CheckpointError naming all files of the user's that are missing.
     """
-    paths = inputs(plan, data)
-    checkpoint = Path(paths["checkpoint"]) if paths else shipped(experiment)
-    files = [checkpoint] if checkpoint.is_file() else [file for file in checkpoint.glob("*") if file.is_file()]
-    files += [file for pattern in TEXTS for file in Path(paths["data_root"]).glob(pattern)] if paths else []
-    return sorted(map(str, files)) or [str(checkpoint)]
+    checkpoint, files = shipped(experiment), []
+    if paths := inputs(plan, data):
+        task = open_experiment(experiment, plan["profile"], runs=data, device="cpu", **paths).task
+        task.require_files()
+        checkpoint, files = Path(task.checkpoint), [row.path for row in task.locate() if row.path]
+    files += [checkpoint, *checkpoint.glob("*")]
+    return sorted({str(file) for file in files if file.is_file()})
 
 
 def _list(value: Any) -> list:

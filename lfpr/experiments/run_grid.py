@@ -323,6 +323,7 @@ def main() -> int:
         if experiment not in grid.plans:
             raise ValueError(f"experiment = {experiment!r}: the grid has {list(grid.plans)}")
         steps = grid.steps(experiment, job)
+        sources(experiment, grid.plans[experiment], grid.data)  # says at once which of the user's files are missing
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     title = experiment if job is None else f"{experiment} (job {job})"

@@ -88,10 +88,12 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 class Runs:
-    """The artifacts below `root/experiment/profile`."""
+    """The artifacts below `root/experiment/profile`. `before()` is called before a stage is built."""
 
-    def __init__(self, root: str | Path, experiment: str, profile: str) -> None:
-        self.folder = Path(root) / experiment / profile
+    def __init__(
+        self, root: str | Path, experiment: str, profile: str, before: Callable[[], object] = lambda: None
+    ) -> None:
+        self.folder, self._before = Path(root) / experiment / profile, before
         self._load_only = False
         self._inner = 0.0  # seconds that the stage under way has spent on, or waited for, stages it needs
 
@@ -134,6 +136,7 @@ class Runs:
             return
         if self._load_only:
             raise Unfinished(f"stage {name} with {parameters} is not finished: no folder {folder}")
+        self._before()
         folder.parent.mkdir(parents=True, exist_ok=True)
         start, before = time.perf_counter(), self._inner
         try:

@@ -34,7 +34,7 @@ from lfpr.encoder import PrunableEncoder, prunable
 from lfpr.experiments.cell import SCORINGS, Cell
 from lfpr.experiments.runs import Stage, file_hash
 from lfpr.experiments.task import Task
-from lfpr.files import checkout
+from lfpr.files import Located, checkout, locate
 from lfpr.gradients import collect_gradients
 from lfpr.importance import magnitude, random_importance
 from lfpr.latency.compare import side_by_side
@@ -322,6 +322,14 @@ class SentenceTask(Task):
     def _set_up(self, runs: Path, data_root, checkpoint) -> None:
         samples = (checkout() or Path()) / "tests" / "real_samples"
         self.data_root, self.checkpoint = Path(data_root or samples), checkpoint
+
+    def locate(self) -> list[Located]:
+        """The encoder's folder and the annotation files of both splits."""
+        texts = {split: self.files(split) or [self.data_root / f"*{split}*.json"] for split in ("train", "val")}
+        return [
+            locate("sentence encoder", [encoder_folder(self.checkpoint)], "everything"),
+            *(locate(f"{split} texts", [file], "importance and scores") for split in texts for file in texts[split]),
+        ]
 
     @cached_property
     def _loaded(self) -> tuple[nn.Module, Any]:

@@ -59,7 +59,7 @@ class ExperimentSpec:
         return self.metrics["score"]
 
 
-def _tap(name: str, title: str, dataset: str, text_layers: int, mmt_layers: int) -> ExperimentSpec:
+def _tap(name: str, title: str, dataset: str, text_layers: int, mmt_layers: int, published: str) -> ExperimentSpec:
     metrics = {"textvqa": {"score": "TextVQA accuracy"}, "stvqa": {"score": "ST-VQA accuracy", "anls": "ST-VQA ANLS"}}
     return ExperimentSpec(
         name,
@@ -84,17 +84,23 @@ def _tap(name: str, title: str, dataset: str, text_layers: int, mmt_layers: int)
         },
         tabulated=tuple(metrics[dataset]),
         studies=("scoring",),
-        arguments={"dataset": dataset, "text_layers": text_layers, "mmt_layers": mmt_layers},
+        arguments={
+            "dataset": dataset,
+            "text_layers": text_layers,
+            "mmt_layers": mmt_layers,
+            "checkpoint": f"{dataset}_tap_{published}_best.ckpt",
+            "labels": f"{name.split('-')[0].upper()}_predicted_labels",
+        },
     )
 
 
 SPECS: dict[str, ExperimentSpec] = {
     spec.name: spec
     for spec in (
-        _tap("tap-textvqa", "TAP, TextVQA", "textvqa", 3, 4),
-        _tap("tap-stvqa", "TAP, ST-VQA", "stvqa", 3, 4),
-        _tap("tap12-textvqa", "TAP12, TextVQA", "textvqa", 0, 12),
-        _tap("tap12-stvqa", "TAP12, ST-VQA", "stvqa", 0, 12),
+        _tap("tap-textvqa", "TAP, TextVQA", "textvqa", 3, 4, "base"),
+        _tap("tap-stvqa", "TAP, ST-VQA", "stvqa", 3, 4, "base"),
+        _tap("tap12-textvqa", "TAP12, TextVQA", "textvqa", 0, 12, "ocrcc"),
+        _tap("tap12-stvqa", "TAP12, ST-VQA", "stvqa", 0, 12, "ocrcc"),
         ExperimentSpec(
             "clip-mscoco",
             "lfpr.experiments.clip:CLIPTask",
@@ -128,6 +134,7 @@ SPECS: dict[str, ExperimentSpec] = {
                 "Distilled: all layers": (None, "trained=all", True),
                 "Random, distilled": ("random", "", True),
             },
+            arguments={"model": "openai/clip-vit-base-patch16"},
         ),
         ExperimentSpec(
             "minilm-texts",

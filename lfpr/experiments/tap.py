@@ -23,7 +23,7 @@ from lfpr.experiments.runs import Stage, file_hash
 from lfpr.experiments.schedule import schedule
 from lfpr.experiments.specs import ExperimentSpec
 from lfpr.experiments.task import Task
-from lfpr.files import CheckpointError, shipped, write_json
+from lfpr.files import CheckpointError, Located, locate, shipped, write_json
 from lfpr.mini.datasets import write_tap
 from lfpr.modes import evaluating
 from lfpr.progress import bar
@@ -39,7 +39,7 @@ from lfpr.tap.evaluate import (
     score,
     write_inputs,
 )
-from lfpr.tap.layout import LAYOUTS, InputSizes
+from lfpr.tap.layout import LAYOUTS, Files, InputSizes, locate_checkpoint
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.objectives import label_free, labelled, peak_step
 from lfpr.tap.text import Answer, AnswerVocab
@@ -97,7 +97,8 @@ MINI_SIZES = InputSizes(
 
 
 class TAPTask(Task):
-    """A TAP model on one data set; spec.arguments: `dataset`, `text_layers` `mmt_layers`. The checkpoint is a file."""
+    """A TAP model on one data set; spec.arguments: `dataset`, `text_layers`, `mmt_layers`, and the published names of
+    the `checkpoint`, a file, and of the folder of LFPR's pseudo-`labels`."""
 
     SETTINGS: ClassVar[dict[str, TAPSettings]] = {
         "mini": TAPSettings(
@@ -135,9 +136,32 @@ class TAPTask(Task):
     def _set_up(self, runs: Path, data_root, checkpoint) -> None:
         self.dataset = self.spec.arguments["dataset"]
         self.data_root = Path(data_root) if data_root else runs / "data" / f"{self.dataset}-mini"
-        self.checkpoint = Path(checkpoint or shipped(self.spec.name))
-        if not self.checkpoint.is_file():
-            raise CheckpointError(f"checkpoint = {self.checkpoint}: no such file (see data/README.md)")
+        self._unpruned = self._locate_checkpoint(checkpoint)
+        self.checkpoint = self._unpruned.path
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            raise CheckpointError(f"checkpoint = {checkpoint}: no such file (see data/README.md){self._missing()}")
+
+    def _locate_checkpoint(self, checkpoint) -> Located:
+        if self.profile == "full" and not checkpoint:
+            own = f"{self.spec.name.replace('-', '_')}.ckpt"
+            return locate_checkpoint(self.data_root, self.spec.arguments["checkpoint"], own)
+        return locate("unpruned TAP model", [Path(checkpoint or shipped(self.spec.name))], "everything")
+
+    def locate(self) -> list[Located]:
+        """The checkpoint and the files of all splits; those of the mini profile are made first."""
+        files = {split: Files(self.root, self.dataset, split) for dataset, split in LAYOUTS if dataset == self.dataset}
+        rows = [self._unpruned, *(each.locate("imdb") for each in files.values())]
+        rows += [files["train"].locate(kind) for kind in ("answers", "pieces", "names")]
+        rows += [files["train"].locate("vectors")] if self.settings.word_vectors == "fasttext" else []
+        rows += [files[split].locate(kind) for split in ("train", "val", "test") for kind in ("objects", "ocr")]
+        return [*dict.fromkeys(rows), files["train"].released(self.spec.arguments["labels"])]
+
+    def _file(self, split: str, kind: str) -> Path:
+        """Where a file is. Raises FileNotFoundError for it and all others that are missing."""
+        row = Files(self.root, self.dataset, split).locate(kind)
+        if row.path is None:
+            self.require_files()
+        return row.found()
 
     # ---- the model
 
@@ -177,7 +201,7 @@ class TAPTask(Task):
             return TAPConfig.from_dict(json.loads(description.read_text())["config"])
         sizes, state = self.settings.sizes, read_checkpoint(self.checkpoint)
         shape = {name: tuple(value.shape) for name, value in state.items()}
-        vocab = AnswerVocab(self.root / LAYOUTS[self.dataset, "train"].answers)
+        vocab = AnswerVocab(self._file("train", "answers"))
         try:
             config = TAPConfig(
                 text_layers=self.spec.arguments["text_layers"],
@@ -213,7 +237,7 @@ class TAPTask(Task):
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """Hashes of files, how words become vectors, which questions are scored."""
-        imdbs = {split: file_hash(self.root / LAYOUTS[self.dataset, split].imdb) for split in ("train", "val")}
+        imdbs = {split: file_hash(self._file(split, "imdb")) for split in ("train", "val")}
         options = {"word_vectors": self.settings.word_vectors} if self.profile == "full" else {}
         options |= {"num_eval": self.settings.num_eval} if self.settings.num_eval else {}
         return {"checkpoint": file_hash(self.checkpoint)} | imdbs | options

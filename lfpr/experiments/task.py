@@ -19,6 +19,7 @@ from lfpr.encoder import PrunableEncoder, prunable
 from lfpr.experiments.cell import Cell
 from lfpr.experiments.runs import Runs, Stage
 from lfpr.experiments.specs import ExperimentSpec
+from lfpr.files import Located, missing
 from lfpr.save import save_pruned
 
 Batch = Any
@@ -41,11 +42,11 @@ class Task(ABC):
         self, spec: ExperimentSpec, profile: str, runs: Path, data_root, checkpoint, settings: Any, device: str = "auto"
     ) -> None:
         self.spec, self.profile, self.settings, self.device = spec, profile, settings, find_device(device)
-        self.runs = Runs(runs, spec.name, profile)
+        self.runs = Runs(runs, spec.name, profile, self.require_files)
         self._origin = spec, profile, runs, data_root, checkpoint, device
+        if profile == "full" and not Path(data_root).is_dir():
+            raise FileNotFoundError(f"data_root = {data_root}: no such folder (see data/README.md)")
         self._set_up(runs, data_root, checkpoint)
-        if profile == "full" and not self.data_root.is_dir():
-            raise FileNotFoundError(f"data_root = {self.data_root}: no such folder (see data/README.md)")
 
     @classmethod
     def default_settings(cls, spec: ExperimentSpec, profile: str) -> Any:
@@ -61,7 +62,23 @@ class Task(ABC):
 
     @abstractmethod
     def _set_up(self, runs: Path, data_root, checkpoint) -> None:
-        """Set `data_root` and `checkpoint`. Raises CheckpointError for one that is not there; reads nothing."""
+        """Set `data_root` and `checkpoint`, which is found if it is None. Raises CheckpointError for one that is not
+        there, naming all missing files if it was to be found; reads nothing."""
+
+    def locate(self) -> list[Located]:
+        """Everything that the experiment reads of the user's, and where it is; reads nothing itself."""
+        return []
+
+    def require_files(self) -> None:
+        """Raises FileNotFoundError naming every required file of the user's that is missing. Comes before any stage
+        that is computed with the profile full."""
+        if text := self._missing():
+            raise FileNotFoundError(f"{self.spec.name}, data_root = {self.data_root}: files are missing{text}")
+
+    def _missing(self) -> str:
+        """What is missing of the profile full, a line each; "" if nothing is."""
+        lines = missing(self.locate()) if self.profile == "full" else []
+        return "".join(f"\n{line}" for line in lines)
 
     # ---- the model
 

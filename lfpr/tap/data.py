@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from lfpr.files import DataError, existing
 from lfpr.tap import text
-from lfpr.tap.layout import FASTTEXT, LAYOUTS, TEXT_VOCAB, Image, ImageReader, InputSizes, read_imdb
+from lfpr.tap.layout import FASTTEXT, LAYOUTS, Files, Image, ImageReader, InputSizes, read_imdb
 from lfpr.tap.vectors import Embedding, fasttext
 from lfpr.tap.words import WordTables
 
@@ -86,13 +86,13 @@ class TAPDataset(Dataset):
             allowed = ", ".join(f"{d} {s}" for d, s in LAYOUTS)
             raise ValueError(f"dataset, split = {dataset!r}, {split!r}: must be one of {allowed}")
         self.root, self.dataset, self.split = Path(root), dataset, split
-        self.layout, self.sizes = LAYOUTS[dataset, split], sizes or InputSizes()
-        self.image_folders = [Path(image_folder)] if image_folder else [self.root / "images", self.root]
+        self.files, self.sizes = Files(root, dataset, split), sizes or InputSizes()
+        self.image_folders = [Path(image_folder)] if image_folder else self.files.image_folders()
         self.seed, self._embed, self._words = seed, embed, None
         if embed is not None and embed.dim != self.sizes.fasttext_size:
             raise ValueError(f"embed.dim = {embed.dim}: sizes.fasttext_size is {self.sizes.fasttext_size}")
         labels_are_imdb = isinstance(labels, str | Path) and Path(labels).suffix == ".npy"
-        self.path = Path(labels) if labels_are_imdb else self.root / self.layout.imdb
+        self.path = Path(labels) if labels_are_imdb else self.files["imdb"]
         records = read_imdb(self.path)
         if indices is not None and limit is not None:
             raise ValueError("indices and limit: give one of them")
@@ -102,8 +102,8 @@ class TAPDataset(Dataset):
             asked = outside[:3] or limit or "none"
             raise ValueError(f"indices or limit: {self.path} has {len(records)} questions, asked for {asked}")
         self.records = [records[i] for i in selected]
-        self.pieces = text.WordPieces(text_vocab or self.root / TEXT_VOCAB)
-        self.vocab = text.AnswerVocab(answer_vocab or self.root / self.layout.answers)
+        self.pieces = text.WordPieces(text_vocab or self.files["pieces"])
+        self.vocab = text.AnswerVocab(answer_vocab or self.files["answers"])
         self.labels = None if labels_are_imdb or labels is None else _labels(labels)
         if self.labels is not None:
             self.records = [r for r in self.records if str(r["question_id"]) in self.labels]
@@ -115,7 +115,7 @@ class TAPDataset(Dataset):
             raise DataError(
                 f"{self.path}: targets need answers, {len(without)} questions have none, first {without[0]}"
             )
-        self._read_image = ImageReader(self.root, self.layout, self.sizes, self.pieces)
+        self._read_image = ImageReader(self.files, self.sizes, self.pieces)
         self._images: dict[tuple, Image] = {} if images is None else images
         self._questions: dict[int, tuple] = {}
         self._capacity = 32 if images is None else math.inf  # successive questions often share an image
@@ -147,7 +147,7 @@ class TAPDataset(Dataset):
     def words(self) -> WordTables:
         """Word vectors and PHOC of OCR tokens. Raises as `FastText`, and ValueError for vectors of another length."""
         if self._words is None:
-            embed = self._embed or fasttext(self.root / FASTTEXT)
+            embed = self._embed or fasttext(self.files["vectors"])
             if embed.dim != self.sizes.fasttext_size:
                 raise ValueError(
                     f"{FASTTEXT} has dimension {embed.dim}, sizes.fasttext_size {self.sizes.fasttext_size}"

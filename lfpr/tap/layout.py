@@ -5,14 +5,18 @@ The layout is that of `microsoft/TAP` (see data/README.md). An imdb lists questi
 the latter, not from the imdb.
 """
 
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lfpr.files import DataError, existing
+from lfpr.files import DataError, Located, below, cache_folder, existing, hub, locate
 from lfpr.tap.metrics import word_tokenize
 from lfpr.tap.pickles import load_dict, load_features, load_npy
 from lfpr.tap.text import PHOC_SIZE, WordPieces, read_words
@@ -50,7 +54,7 @@ class InputSizes:
 
 
 class Layout(NamedTuple):
-    """Where one split's files are, relative to the data root."""
+    """Where one split's files are, relative to TAP's `data/`."""
 
     imdb: str
     objects: str
@@ -94,21 +98,122 @@ class Image(NamedTuple):
     ocr_text: np.ndarray  # [100]
 
 
+HOMES = ("", "tap", "TAP", "..", "../..")
+DATA = ("", "data", "data/data", "tap", "tap/data", "TAP/data", "TAP/data/data")
+"""Folders below the data root that may be TAP's `data/`, in order: it is the root itself; or in it, where AzCopy may
+make a folder `data` in the one it is given; or in our own layout; or in a checkout."""
+VECTORS = (*DATA, "pythia", "TAP/pythia", "..", "../pythia", "../TAP/pythia", "../../pythia")
+"""Folders that may hold FastText's `.vector_cache/`: TAP's code keeps it in its `pythia/`."""
+CHECKPOINTS = ("save/finetuned/{0}", "save/save/finetuned/{0}", "checkpoints/{1}", "checkpoints/{0}")
+"""Published checkpoints, {0}, in one of `HOMES`: beside `data/`; in our own layout, {1}, beside `tap/`."""
+USES = {
+    "train": "importance and retraining",
+    "val": "scores",
+    "test": "answers to submit",
+    "score": "importance as LFPR computes it",
+}
+"""Split -> what it is for."""
+OPTIONAL = ("test", "score")
+
+
+def _pieces() -> Iterator[Path]:
+    """BERT's vocabulary in the caches of transformers and of its early version, pytorch_transformers, that TAP's code
+    holds: a file HASH there has its address in HASH.json."""
+    for model in ("bert-base-uncased", "google-bert/bert-base-uncased"):
+        yield from hub(model, "vocab.txt")
+    torch_home = os.environ.get("TORCH_HOME") or cache_folder("torch")
+    folder = Path(os.environ.get("PYTORCH_TRANSFORMERS_CACHE") or Path(torch_home, "pytorch_transformers")).expanduser()
+    name = "bert-base-uncased-vocab.txt"
+    for note in sorted(folder.glob("*.json")):
+        try:
+            if str(json.loads(note.read_text())["url"]).endswith(name):
+                yield note.with_suffix("")
+        except (OSError, ValueError, KeyError, TypeError):  # another program's file
+            continue
+    yield folder / name
+
+
+class Kind(NamedTuple):
+    """What a file is and is needed for, and where: `file`, by default that of `Layout`, in `folders` relative to the
+    data root, or `elsewhere`."""
+
+    what: str
+    needed_for: str = ""
+    file: str = ""
+    folders: tuple[str, ...] = DATA
+    elsewhere: Callable[[], Iterable[Path]] = tuple
+
+
+KINDS = {
+    "imdb": Kind("{} questions"),
+    "answers": Kind("answer vocabulary", "answers"),
+    "objects": Kind("object features", "every question"),
+    "ocr": Kind("OCR features", "every question"),
+    "names": Kind("names of object classes", "every question", OBJECT_NAMES),
+    "pieces": Kind("BERT's word pieces", "every question", TEXT_VOCAB, (*DATA, ".."), _pieces),
+    "vectors": Kind("FastText's word vectors", "OCR tokens", FASTTEXT, VECTORS),
+}
+"""What a split is read from."""
+
+
+class Files:
+    """Where the files of a split are, below the data root or around it: `files[kind]` is a path, looked for once.
+
+    Raises FileNotFoundError, when asked for one that is missing, naming all places.
+    """
+
+    def __init__(self, root: str | Path, dataset: str, split: str) -> None:
+        self.root, self.dataset, self.split = root, dataset, split
+        self._found: dict[str, Path] = {}
+
+    def __getitem__(self, kind: str) -> Path:
+        if kind not in self._found:
+            self._found[kind] = self.locate(kind).found()
+        return self._found[kind]
+
+    def locate(self, kind: str) -> Located:
+        """Where a file of `KINDS` is, or where it was looked for."""
+        about = KINDS[kind]
+        places = self._places(about.file or getattr(LAYOUTS[self.dataset, self.split], kind), about.folders)
+        optional = self.split in OPTIONAL
+        needed_for = USES[self.split] if optional else about.needed_for or USES[self.split]
+        return locate(about.what.format(self.split), chain(places, about.elsewhere()), needed_for, optional)
+
+    def released(self, name: str) -> Located:
+        """LFPR's own file or folder `name` for this data set, which belongs beside the questions."""
+        folder = Path(LAYOUTS[self.dataset, "train"].imdb).parent
+        return locate(f"LFPR's {name}", self._places(f"{folder}/{name}", DATA), "retraining as LFPR does it", True)
+
+    def _places(self, file: str, folders: Iterable[str]) -> Iterator[Path]:
+        """LFPR's README leaves a folder out that its configurations have."""
+        return below(self.root, folders, dict.fromkeys((file, file.replace("original_dl/ST-VQA/", "original_dl/"))))
+
+    def image_folders(self) -> list[Path]:
+        """Where images may be, to look at."""
+        return [place for place in below(self.root, DATA, ("images", "")) if place.is_dir()]
+
+
+def locate_checkpoint(root: str | Path, published: str, own: str) -> Located:
+    """The unpruned model, by its published name or our own, below the data root or beside it."""
+    names = [name.format(published, own) for name in CHECKPOINTS]
+    return locate("unpruned TAP model", below(root, HOMES, names), "everything")
+
+
 class ImageReader:
-    """Reads the objects and OCR tokens of images of one split, cut to `sizes`, their names as word pieces.
+    """Reads the objects and OCR tokens of images of one split (`files`, see `Files`), cut to `sizes`, their names as
+    word pieces.
 
     `self(record)` -> Image; raises FileNotFoundError and DataError naming the file, what was expected and what was
     found.
     """
 
-    def __init__(self, root: Path, layout: Layout, sizes: InputSizes, pieces: WordPieces) -> None:
-        self.root, self.layout, self.sizes, self.pieces = root, layout, sizes, pieces
+    def __init__(self, files: Files, sizes: InputSizes, pieces: WordPieces) -> None:
+        self.files, self.sizes, self.pieces = files, sizes, pieces
         self._names: list[str] | None = None
 
     def __call__(self, record: dict) -> Image:
         scale = np.tile([1 / record["image_width"], 1 / record["image_height"]], 2)
-        objects = self.root / self.layout.objects / record["feature_path"]
-        ocr = self.root / self.layout.ocr / record["feature_path"]
+        objects, ocr = (self.files[kind] / record["feature_path"] for kind in ("objects", "ocr"))
         try:
             return Image(*self._objects(objects, scale), *self._ocr(ocr, scale))
         except DataError:
@@ -138,8 +243,7 @@ class ImageReader:
         if "objects" not in info:
             raise DataError(f"{info_path(path)}: neither 'object_tokens' nor 'objects' among {list(info)}")
         if self._names is None:  # class 0 is the background, the file begins with class 1
-            file = existing(self.root / OBJECT_NAMES, "names of object classes")
-            self._names = ["background", *read_words(file)]
+            self._names = ["background", *read_words(self.files["names"])]
         outside = [k for k in info["objects"] if not 0 <= k < len(self._names)]
         if outside:
             raise DataError(

@@ -8,7 +8,7 @@ import yaml
 
 from lfpr.experiments import SPECS, Cell, open_experiment
 from lfpr.experiments.grid import Planned, cells, inputs, load_grid, share, sources
-from lfpr.files import checkout
+from lfpr.files import CheckpointError, checkout
 from lfpr.paper import collect, schema
 
 GRIDS = checkout() / "workflow" / "grid.yaml"
@@ -62,14 +62,30 @@ def test_bad_entries_are_named(entry, message):
         cells({"cells": [entry]})
 
 
-def test_an_experiment_starts_from_its_checkpoint_and_its_texts(tmp_path):
-    plan = {"profile": "full", "data_root": "tap", "checkpoint": "tap.ckpt"}
-    assert sources("tap-textvqa", plan, tmp_path) == [str(tmp_path / "tap.ckpt")]  # even if it is not there
-    names = ("tap.ckpt", "tap/imdb/a/imdb_train.npy", "tap/m4c_vocabs/x.txt")
-    for name in (*names, "tap/feat_resx/1.npy"):
+def test_an_experiment_starts_from_its_checkpoint_and_its_texts(tmp_path, monkeypatch):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME", "PYTORCH_TRANSFORMERS_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "no cache"))
+    names = [
+        "save/finetuned/textvqa_tap_base_best.ckpt",
+        *(f"data/imdb/m4c_textvqa/imdb_{split}_ocr_en.npy" for split in ("train", "val")),
+        "data/m4c_vocabs/textvqa/fixed_answer_vocab_textvqa_5k.txt",
+        "data/1600-400-20/objects_vocab.txt",
+        "data/bert-base-uncased/vocab.txt",
+        "data/.vector_cache/wiki.en.bin",
+    ]
+    others = ("data/feat_resx/train/1.npy", "data/ocr_feat_resx/textvqa_conf/train_images/1.npy", "data/imdb/cc/x.npy")
+    for name in (*names, *others):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert sources("tap-textvqa", plan, tmp_path) == sorted(str(tmp_path / name) for name in names)
+    expected = sorted(str(tmp_path / name) for name in names)
+    assert sources("tap-textvqa", {"profile": "full"}, tmp_path) == expected
+    assert sources("tap-textvqa", {"profile": "full", "data_root": "data"}, tmp_path) == expected
+    for name in names[0], names[5]:
+        (tmp_path / name).rename(tmp_path / "away")
+        error = CheckpointError if name == names[0] else FileNotFoundError
+        with pytest.raises(error, match=rf"(?s){name}.*missing files or folders: 1; see data/README.md"):
+            sources("tap-textvqa", {"profile": "full"}, tmp_path)
+        (tmp_path / "away").rename(tmp_path / name)
     shipped = {name: sources(name, {"profile": "mini"}, "") for name in load_grid(f"{GRIDS}:default")}
     assert all(Path(file).is_file() for files in shipped.values() for file in files)
     assert len(shipped["tap-textvqa"]) == 1 and any("model.safetensors" in file for file in shipped["clip-mscoco"])
@@ -88,6 +104,11 @@ def test_bad_sources_are_named(tmp_path):
 def test_users_files_are_below_one_folder():
     plan = {"profile": "full", "data_root": "tap", "checkpoint": "checkpoints/tap.ckpt"}
     assert inputs(plan, "/data") == {"data_root": "/data/tap", "checkpoint": "/data/checkpoints/tap.ckpt"}
+    assert inputs({"profile": "full", "checkpoint": "x.ckpt"}, "/data") == {
+        "data_root": "/data",
+        "checkpoint": "/data/x.ckpt",
+    }
+    assert inputs({"profile": "full"}, "/data") == {"data_root": "/data"}
     assert inputs(PLAN, "") == {}
     with pytest.raises(ValueError, match="profile = 'full' needs data"):
         inputs(plan, "")

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
-from lfpr.clip.coco import annotation_file, image_file
 from lfpr.experiments.clip_baselines import byte_pair_tokenizer, save
 from lfpr.files import write_json
 
@@ -44,7 +44,25 @@ PROJECTION = 512
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def write_coco_files(root: str | Path, images: dict[str, int]) -> None:
+class Places(NamedTuple):
+    """Where files are below the data root: the folder of captions, and that of a split's images."""
+
+    captions: str = "annotations"
+    images: str = "{}2017"
+
+
+KEPT = {
+    "one folder": Places(),
+    "own": Places("coco/annotations", "coco/{}2017"),
+    "zips in folders": Places("annotations_trainval2017/annotations", "{0}2017/{0}2017"),
+    "fork, pruning": Places("dataset/annotations_trainval2017/annotations", "dataset/{}2017"),
+    "fork, folder": Places("fisher_pruning/dataset/annotations", "fisher_pruning/dataset/{0}2017/{0}2017"),
+    "fork, cascades": Places("datasets/mscoco/annotations", "datasets/mscoco/{}2017"),
+}
+"""Ways to keep what was downloaded."""
+
+
+def write_coco_files(root: str | Path, images: dict[str, int], places: Places = KEPT["one folder"]) -> None:
     """Write `images` (split "train" or "val" -> how many) with their captions as COCO 2017 lays them out."""
     about = {"description": "COCO 2017 Dataset", "url": "http://cocodataset.org", "version": "1.0", "year": 2017}
     about |= {"contributor": "COCO Consortium", "date_created": "2017/09/01"}
@@ -55,20 +73,20 @@ def write_coco_files(root: str | Path, images: dict[str, int]) -> None:
     for split, count in images.items():
         rng = np.random.default_rng([*split.encode()])
         ids = 2 * rng.choice(290_000, count, replace=False) + 1 + (split == "val")  # no image is in both splits
-        listed = [_write_image(Path(root), split, i, int(ids[i]), rng) for i in range(count)]
+        folder = Path(root, places.images.format(split))
+        listed = [_write_image(folder, split, i, int(ids[i]), rng) for i in range(count)]
         table = {"info": about, "licenses": licences, "images": listed, "annotations": _annotations(ids, rng)}
-        write_json(annotation_file(root, split), table)
+        write_json(Path(root, places.captions, f"captions_{split}2017.json"), table)
 
 
-def _write_image(root: Path, split: str, number: int, image_id: int, rng: np.random.Generator) -> dict:
+def _write_image(folder: Path, split: str, number: int, image_id: int, rng: np.random.Generator) -> dict:
     """Write a JPEG of soft blotches; returns what the list of images says of it."""
     width, height = SIZES[number % len(SIZES)]
     name = f"{image_id:012}.jpg"
-    path = image_file(root, split, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     blotches = rng.integers(0, 256, (height // 40, width // 40, 3), np.uint8)
     image = Image.fromarray(blotches).resize((width, height), Image.Resampling.BICUBIC)
-    (image.convert("L") if number == GREYSCALE else image).save(path, quality=92)
+    (image.convert("L") if number == GREYSCALE else image).save(folder / name, quality=92)
     return {
         "license": number % 6 + 1,
         "file_name": name,

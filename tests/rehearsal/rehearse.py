@@ -1,9 +1,10 @@
 """Dress rehearsal of the profile `full`: made-up files at the real sizes, and every notebook run on them.
 
-    python tests/rehearsal/rehearse.py --out FOLDER [--experiments tap-textvqa ...] [--notebooks 01_data ...]
+    python tests/rehearsal/rehearse.py --out FOLDER [--experiments NAME ...] [--notebooks 01_data ...] [--published]
 
 Nothing may need the real data to be found broken: file formats, memory, stages that only work on small models. The
-files are of TAP's data and checkpoints, of COCO, and of CLIP ViT-B/16; scores mean nothing here. Prints seconds and
+files are of TAP's data and checkpoints, of COCO, and of CLIP ViT-B/16, with --published where LFPR's checkout and the
+CLIP fork's have them, so that checkpoints are to be found; scores mean nothing here. Prints seconds and
 peak memory of each notebook and of each stage, and writes them to `FOLDER/rehearsal.json`. Exits with 1 if a notebook
 failed; its log is named. What is finished is not run again.
 """
@@ -24,10 +25,11 @@ import yaml
 from papermill import inspect_notebook
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script's path begins with its own folder
+from rehearsal import coco_files, tap_files
 from rehearsal.coco_files import write_clip, write_coco_files
 from rehearsal.tap_files import ANSWERS, PIECES, write_checkpoint, write_tap_files
 
-from lfpr.clip.coco import COCOCaptions, annotation_file
+from lfpr.clip.coco import COCOCaptions, locate_captions
 from lfpr.experiments.runs import provenance_table
 from lfpr.experiments.specs import SPECS
 from lfpr.files import write_json
@@ -41,44 +43,52 @@ IMAGES = {"train": 36, "val": 12}  # more than a batch that scores, fewer than o
 CELLS = [{"method": ["label-free", "random"], "constraint": 0.4}]  # of the grid that 06 draws
 
 
-def prepare_tap(name: str, folder: Path) -> dict[str, str]:
-    """Write the files of a TAP experiment below `folder`; returns where its data and its checkpoint are."""
+def prepare_tap(name: str, folder: Path, published: bool = False) -> dict[str, str]:
+    """Write the files of a TAP experiment below `folder`; returns where its data is, and its checkpoint unless that is
+    in its published place."""
     dataset, *layers = (SPECS[name].arguments[key] for key in ("dataset", "text_layers", "mmt_layers"))
-    inputs = {"data_root": dataset, "checkpoint": f"{name}.ckpt"}
-    if not (folder / inputs["data_root"]).exists():
-        write_tap_files(folder / inputs["data_root"], dataset, QUESTIONS)
-    if not (folder / inputs["checkpoint"]).exists():
+    places = tap_files.KEPT["LFPR" if published else "one folder"]
+    found = f"{dataset}/{places.checkpoints}/{SPECS[name].arguments['checkpoint']}"
+    inputs = {"data_root": dataset} | ({} if published else {"checkpoint": f"{name}.ckpt"})
+    checkpoint = folder / inputs.get("checkpoint", found)
+    if not (folder / dataset / places.data / "m4c_vocabs").exists():
+        write_tap_files(folder / dataset, dataset, QUESTIONS, places)
+    if not checkpoint.exists():
         torch.manual_seed(0)
         config = TAPConfig(*layers, text_vocab_size=PIECES, num_answers=ANSWERS)
-        write_checkpoint(folder / inputs["checkpoint"], TAP(config))
+        write_checkpoint(checkpoint, TAP(config))
     return inputs
 
 
-def prepare_clip(folder: Path) -> dict[str, str]:
-    """Write the files of CLIP on MSCOCO below `folder`; returns where its data and its model folder are."""
-    inputs = {"data_root": "coco", "checkpoint": "clip-vit-base-patch16"}
-    root, model = folder / inputs["data_root"], folder / inputs["checkpoint"]
-    if not annotation_file(root, "val").exists():  # the last file that is written
-        write_coco_files(root, IMAGES)
+def prepare_clip(folder: Path, published: bool = False) -> dict[str, str]:
+    """Write the files of CLIP on MSCOCO below `folder`; returns where its data is, and its model folder unless that is
+    where it is found."""
+    places = coco_files.KEPT["fork, pruning" if published else "one folder"]
+    inputs = {"data_root": "coco"} | ({} if published else {"checkpoint": "clip-vit-base-patch16"})
+    root, model = folder / inputs["data_root"], folder / "clip-vit-base-patch16"
+    if locate_captions(root, "val").path is None:  # the last file that is written
+        write_coco_files(root, IMAGES, places)
     if not (model / "model.safetensors").exists():  # here, too
         torch.manual_seed(0)
         write_clip(model, [pair.text for split in IMAGES for pair in COCOCaptions(root, split, "all").pairs])
     return inputs
 
 
-PREPARE: dict[str, Callable[[Path], dict[str, str]]] = {
+PREPARE: dict[str, Callable[[Path, bool], dict[str, str]]] = {
     **{name: partial(prepare_tap, name) for name in SPECS if name.startswith("tap")},
     "clip-mscoco": prepare_clip,
 }
 """Experiment -> what writes its files."""
 
 
-def rehearse(out: Path, experiments: Sequence[str], notebooks: Sequence[str]) -> dict[str, list[dict]]:
+def rehearse(
+    out: Path, experiments: Sequence[str], notebooks: Sequence[str], published: bool = False
+) -> dict[str, list[dict]]:
     """Run `notebooks` of each experiment, then a small grid of them all, and 06 on its tables; returns the rows of
     `rehearsal.json`: `notebooks` (name, seconds, peak_memory_mb, failed) and `stages` (`provenance_table`)."""
     rows, grid = [], {}
     for name in experiments:
-        inputs = PREPARE[name](out / "files")
+        inputs = PREPARE[name](out / "files", published)
         grid[name] = {"profile": "full", "cells": CELLS, "notebooks": ["02_importance"]} | inputs
         parameters = {key: str(out / "files" / value) for key, value in inputs.items()}
         parameters |= {"experiment": name, "profile": "full", "runs": str(out / "runs")}
@@ -135,8 +145,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the files, runs, notebooks and tables")
     parser.add_argument("--experiments", nargs="+", default=list(PREPARE), choices=PREPARE, metavar="NAME")
     parser.add_argument("--notebooks", nargs="+", default=[*STAGES, PAPER], choices=[*STAGES, PAPER], metavar="NAME")
+    parser.add_argument("--published", action="store_true", help="lay the files out as the published projects do")
     arguments = parser.parse_args()
-    report = rehearse(arguments.out.absolute(), arguments.experiments, arguments.notebooks)
+    report = rehearse(arguments.out.absolute(), arguments.experiments, arguments.notebooks, arguments.published)
     columns = ["experiment", "stage", "label", "seconds", "peak_memory_mb"]
     print(pd.DataFrame(report["stages"], columns=columns).to_string(index=False))
     print(pd.DataFrame(report["notebooks"]).to_string(index=False))

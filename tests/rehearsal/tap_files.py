@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -40,23 +41,48 @@ PYTHON_2 = 3  # the image whose OCR tokens Python 2 wrote
 FOLDERS = {"textvqa": ("",), "stvqa": ("coco-text", "vizwiz")}  # of the images' features
 
 
-def write_tap_files(root: str | Path, dataset: str, questions: dict[str, int]) -> None:
+class Places(NamedTuple):
+    """Where files are below the data root: TAP's `data/`, the word vectors and pieces, and the folder of checkpoints;
+    `sets`: what ST-VQA's folder is called in LFPR's own sets."""
+
+    data: str = ""
+    vectors: str = FASTTEXT
+    pieces: str = TEXT_VOCAB
+    checkpoints: str = ".."
+    sets: str = "original_dl/ST-VQA/"
+
+
+KEPT = {
+    "one folder": Places(),
+    "own": Places("tap", f"tap/{FASTTEXT}", f"tap/{TEXT_VOCAB}", "checkpoints"),
+    "AzCopy": Places("data", f"data/{FASTTEXT}", TEXT_VOCAB, "save/finetuned"),
+    "AzCopy into folders": Places("data/data", FASTTEXT, f"data/{TEXT_VOCAB}", "save/save/finetuned"),
+    "TAP": Places("data", f"pythia/{FASTTEXT}", TEXT_VOCAB, "save/finetuned"),
+    "LFPR": Places("TAP/data", f"TAP/pythia/{FASTTEXT}", TEXT_VOCAB, "TAP/save/finetuned", "original_dl/"),
+    "data beside": Places("", f"../pythia/{FASTTEXT}", f"../{TEXT_VOCAB}", "../save/finetuned", "original_dl/"),
+}
+"""Ways to keep what was downloaded, by what the folder is."""
+
+
+def write_tap_files(root: str | Path, dataset: str, questions: dict[str, int], places: Places = KEPT["one folder"]):
     """Write what `lfpr.tap.data` reads of `dataset`: `questions` (split -> how many), vocabularies, word vectors.
 
     The split "test" has no answers; "score" repeats questions of "train".
     """
-    root = Path(root)
-    _write_words(root / TEXT_VOCAB, word_pieces(dataset), PIECES)
+    _write_words(Path(root, places.pieces), word_pieces(dataset), PIECES)
+    write_fasttext(Path(root, places.vectors), [word.lower() for word in WORDS])
+    root = Path(root, places.data)
     _write_words(root / LAYOUTS[dataset, "train"].answers, answer_words(dataset), ANSWERS)
     _write_words(root / OBJECT_NAMES, ["sign", "bus", "bottle of water"], CLASSES)
-    write_fasttext(root / FASTTEXT, [word.lower() for word in WORDS])
     for split, count in questions.items():
         origin = "train" if split == "score" else split
         rng = np.random.default_rng([*origin.encode(), *dataset.encode()])
         images = [_write_image(root, dataset, origin, number, rng) for number in range(min(len(IMAGES), count))]
         rows = [_question(images[i % len(images)], dataset, origin, i, rng) for i in range(count)]
         header = [] if split == "val" else [{"version": 1.0, "dataset_name": f"m4c_{dataset}", "dataset_type": split}]
-        _save(root / LAYOUTS[dataset, split].imdb, _objects(header + rows))
+        imdb = LAYOUTS[dataset, split].imdb
+        imdb = imdb.replace("original_dl/ST-VQA/", places.sets) if split == "score" else imdb
+        _save(root / imdb, _objects(header + rows))
 
 
 def _write_image(root: Path, dataset: str, split: str, number: int, rng: np.random.Generator) -> dict:

@@ -155,7 +155,7 @@ def test_a_notebook_gets_the_parameters_it_declares(tmp_path, monkeypatch):
     nbformat.write(nbformat.v4.new_notebook(cells=[parameters, work], metadata=kernel), tmp_path / "01_data.ipynb")
     monkeypatch.setattr(rehearsal, "NOTEBOOKS", tmp_path)
     (tmp_path / "runs").mkdir()
-    monkeypatch.setitem(rehearsal.PREPARE, "tap-textvqa", lambda folder: {"data_root": "x"})
+    monkeypatch.setitem(rehearsal.PREPARE, "tap-textvqa", lambda folder, published: {"data_root": "x"})
     found = rehearsal.rehearse(tmp_path, ["tap-textvqa"], ["01_data"])
     assert found["notebooks"][0]["name"] == "tap-textvqa/01_data" and found["notebooks"][0]["failed"] is None
     assert json.loads((tmp_path / "rehearsal.json").read_text()) == found
