@@ -78,6 +78,7 @@ def _tap(name: str, title: str, dataset: str, text_layers: int, mmt_layers: int)
             "Pruned": (None, "", False),
             "Pruned, rescaled": (None, "rescaled=True", False),
             "Pruned, released scoring": (None, "scoring=released", False),
+            "Pruned, scored per sample": (None, "scoring=per-sample", False),
             "Masks alone retrained": (None, "trained=masks", True),
             "ReSt": (None, "", True),
             "Random + ReSt": ("random", "", True),
