@@ -79,6 +79,20 @@ def _layouts() -> dict[tuple[str, str], Layout]:
 
 LAYOUTS = _layouts()
 """(dataset, split) -> Layout. `score` is the 3,000 training questions that LFPR computes importances from."""
+SCORE_SET = "calculate_score/imdb_train_3k.npy"
+LABELS = "{}_predicted_labels/train_pred_{}pct.npy"
+"""LFPR's own files, of `released_file`: questions behind its importance; answers of a model ("TAP", "TAP12") to whole
+per cents of the training questions."""
+
+
+def released_file(root: str | Path, dataset: str, name: str) -> Path:
+    """Where LFPR's own file `name` of a data set is below `root`; where its configurations have it if it is nowhere.
+
+    Of ST-VQA, LFPR's README names another folder than its configurations.
+    """
+    folders = {"textvqa": ("imdb/m4c_textvqa",), "stvqa": ("original_dl/ST-VQA/m4c_stvqa", "original_dl/m4c_stvqa")}
+    paths = [Path(root, folder, name) for folder in folders[dataset]]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 class Image(NamedTuple):
