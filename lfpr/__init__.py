@@ -19,7 +19,7 @@ from lfpr.lazy import lazy
 from lfpr.masks import Importance, Masks
 from lfpr.rearrange import rearrange
 from lfpr.rescale import Rescaled, SubLayerFit, rescale
-from lfpr.save import load_pruned, save_pruned
+from lfpr.save import load_delta, load_pruned, save_delta, save_pruned
 from lfpr.search import search, search_proportional, search_threshold
 from lfpr.sensitivity import all_but_one
 from lfpr.shrink import NotEquivalent, fold, shrink, verify_equivalent
@@ -57,6 +57,7 @@ __all__ = [
     "encoders",
     "export_onnx",
     "fold",
+    "load_delta",
     "load_pruned",
     "magnitude",
     "open_experiment",
@@ -65,6 +66,7 @@ __all__ = [
     "rearrange",
     "rescale",
     "retrain",
+    "save_delta",
     "save_pruned",
     "search",
     "search_proportional",

@@ -1,14 +1,20 @@
-"""Saving and loading pruned models: tensors in safetensors, everything else in JSON; loading runs no code from files.
+"""Saving and loading pruned models, whole or as what differs from the unpruned one.
+
+`save_pruned`: tensors in safetensors, everything else in JSON; loading runs no code from files.
 
 A folder holds `model.safetensors`, `config.json` (the *unpruned* configuration, as the model's own library writes it)
 and `pruning.json`: which model to build, how many heads and neurons each layer of which part keeps. Loading builds the
 unpruned model from its configuration, gives its layers these sizes and loads the weights; the original weights are not
 needed. Only classes in `MODELS` and transformers' own can be built; a module of this package that is named in the file
 is imported for its rows in `MODELS`, and nothing else.
+
+`save_delta`: one safetensors file of masks and of the tensors that retraining changed, for those who have the unpruned
+model: a small part of the whole (LFPR, Poh et al. 2024, report the sizes of such files).
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import re
@@ -18,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lfpr.encoder import encoders
 from lfpr.files import write_whole
-from lfpr.shrink import resize
+from lfpr.masks import Masks
+from lfpr.shrink import resize, shrink
 
 FORMAT = 1
 
@@ -85,6 +92,60 @@ def load_pruned(folder: str | Path, device: torch.device | str = "cpu") -> nn.Mo
         resize(own[path], sizes["heads"], sizes["neurons"])
     _load(model, tensors, folder / "model.safetensors")
     return model.to(device)
+
+
+def save_delta(
+    unpruned: nn.Module, masks: Masks, retrained: nn.Module, path: str | Path, part: nn.Module | None = None
+) -> None:
+    """Write what makes the retrained model of `unpruned`: mask values [L, H] and [L, N], and the tensors in which
+    `retrained`, masks folded in, differs from `shrink(unpruned, masks, part)`.
+
+    With the trained values of masks that were binary before, layers that were not trained wholly add nothing. Raises
+    ValueError if `retrained` is not of the shape that `masks` leave.
+    """
+    own, base = _tensors(retrained), _tensors(shrink(unpruned, masks, part))
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in base.items()}:
+        raise ValueError("retrained: its tensors are not of the names and shapes that shrink(unpruned, masks) gives")
+    changed = {name: value for name, value in own.items() if _digest({name: value}) != _digest({name: base[name]})}
+    parts = {"masks.heads": masks.heads.detach().cpu().contiguous()}
+    parts |= {"masks.neurons": masks.neurons.detach().cpu().contiguous()}
+    metadata = {"kind": "delta", "model": _digest(own)}
+    write_whole(path, lambda partial: save_file(parts | changed, partial, metadata=metadata))
+
+
+def load_delta(unpruned: nn.Module, path: str | Path, part: nn.Module | None = None) -> nn.Module:
+    """The retrained model, bit by bit, of which `save_delta` wrote what differs from `unpruned`, which is left as it
+    is.
+
+    Raises FileNotFoundError, and ValueError for another file or if `unpruned` is not the model that it was made from.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: expected one written by save_delta")
+    changed = _read_tensors(path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+    if about.get("kind") != "delta" or not {"masks.heads", "masks.neurons"} <= changed.keys():
+        raise ValueError(f"{path} is not written by save_delta: it holds {sorted(changed)[:3]}")
+    model = shrink(unpruned, Masks(changed.pop("masks.heads"), changed.pop("masks.neurons")), part)
+    own = _tensors(model)
+    if all(name in own and own[name].shape == value.shape for name, value in changed.items()):
+        state = model.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name, value in changed.items():
+                state[name].data = value.to(state[name].device)
+        if _digest(_tensors(model)) == about.get("model"):
+            return model
+    raise ValueError(f"{path}: unpruned is not the {type(unpruned).__name__} that this delta was made from")
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Identifies a model by the bits of its tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _transformers_class(name: str) -> type[nn.Module] | None:

@@ -308,7 +308,7 @@ class CLIPTask(Task):
 
     # ---- retraining
 
-    def teach(self) -> Stage:
+    def teach(self, cell: Cell | None = None) -> Stage:
         """The unpruned model's features of all training images that distillation may take."""
         count = self.settings.retrain_images
 

@@ -102,8 +102,13 @@ class Experiment:
         """What names the importance of a resolved cell by a method that looks at a sample."""
         return {"method": cell.method, "seed": cell.seed} | self.task.sampling(cell)
 
+    @property
+    def _writes_released(self) -> bool:
+        return getattr(self.settings, "released_files", False)
+
     def _prune_key(self, cell: Cell) -> dict[str, Any]:
         key = cell.place | {"rearranged": cell.rearranged, "rescaled": cell.rescaled} | self.task.sampling(cell)
+        key |= {"released_files": True} if self._writes_released else {}
         return key | (self.task.fitting if cell.rescaled else {}) | self.task.evaluation
 
     def _retrain_key(self, cell: Cell) -> dict[str, Any]:
@@ -123,6 +128,8 @@ class Experiment:
 
     def collect(self, cell: Cell) -> MaskGradients:
         """The gradients of the method's objective with respect to the masks, over the cell's sample."""
+        if (given := self.task.given(cell)) is not None:
+            return given
         task, objective = self.task, self.task.objective(cell)
         batches, per_sample = task.batches(cell), task.per_sample(cell)
         return collect_gradients(self.encoder, batches, objective, per_sample, progress=cell.method)
@@ -190,12 +197,16 @@ class Experiment:
         """Save a pruned or retrained model with its masks and, of a training, its log; score it; keep the stage.
 
         Files: `masks.safetensors` (heads [L, H], neurons [L, N], zero where removed), the model in `model/`, `log.json`
-        (loss, gradient norm and seconds of each iteration) and what the task adds.
+        (loss, gradient norm and seconds of each iteration) and what the task adds; with `settings.released_files` those
+        that the released code reads.
         """
         masks.save(run.folder / "masks.safetensors")
         if log is not None:
             write_json(run.folder / "log.json", log)
             numbers |= {"iterations": len(log), "minutes": log[-1]["seconds"] / 60}
+            numbers |= self.task.save_retrained(model, masks, run.folder)
+        if self._writes_released:
+            self.task.save_released(model, masks, run.folder)
         run.finish(self.task.save(model, run.folder) | scale_range(masks) | numbers)
 
     def prune(self, cell: Cell | None = None) -> Stage:
@@ -240,7 +251,7 @@ class Experiment:
             with self.stage("retrain", cell) as run:
                 if run:
                     pruned = self.prune(cell)
-                    self.task.teach()
+                    self.task.teach(cell)
                     call()  # the processes that share the batches
                     student, values, log = train()
                     masks = values.spread(Masks.load(pruned.folder / "masks.safetensors"))
@@ -250,17 +261,17 @@ class Experiment:
         return with_helpers(main, train)
 
     def amounts(self, cell: Cell | None = None) -> dict[str, Any]:
-        """How much retraining takes: `percent` of the training data, `last_layers` trained wholly."""
+        """How much retraining takes: `percent` of the training data, to a tenth, and `last_layers` trained wholly."""
         amounts, settings = self.task.amounts(self.cell(cell))
-        return {"percent": amounts["percent"], "last_layers": settings.last_layers}
+        return {"percent": round(amounts["percent"], 1), "last_layers": settings.last_layers}
 
     def baseline(self) -> Stage:
         """The unpruned model's scores."""
         return self.task.baseline()
 
-    def teach(self) -> Stage:
-        """What retraining learns from, made once by the unpruned model."""
-        return self.task.teach()
+    def teach(self, cell: Cell | None = None) -> Stage:
+        """What retraining a cell learns from, made once: by the unpruned model, if nothing else has it."""
+        return self.task.teach(self.cell(cell))
 
     def speed(self, cell: Cell | None = None) -> Stage:
         """Size and time of the unpruned, the pruned and the retrained model of a cell, measured side by side here."""

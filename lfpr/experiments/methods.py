@@ -44,6 +44,8 @@ def by_gradients(experiment: Experiment, cell: Cell, kind: str = "squared") -> I
         if METHODS[cell.method].gradients and experiment.spec.rearranged:  # its own way needs them again
             gradients.save(folder / "gradients.safetensors")
         gradients.importance(kind).save(folder / "importance.safetensors")
+        if getattr(experiment.settings, "released_files", False):
+            experiment.task.save_released_scores(gradients, cell, folder)
         return experiment.task.sample_numbers(cell)
 
     stage = experiment.task.stage("importance", experiment.sample_key(cell), build)

@@ -419,7 +419,7 @@ class SentenceTask(Task):
         """Embeddings by the unpruned model."""
         return embeddings(self.model, batch)
 
-    def teach(self) -> Stage:
+    def teach(self, cell: Cell) -> Stage:
         """Raises ValueError: it is not retrained."""
         raise ValueError(f"{self.spec.name} is not retrained: there is no teacher")
 

@@ -19,15 +19,19 @@ from lfpr.cost import ParameterCost
 from lfpr.device import RUNNING, OnDevice
 from lfpr.encoder import prunable
 from lfpr.experiments.cell import SCORINGS, Cell
-from lfpr.experiments.runs import Stage, file_hash
-from lfpr.experiments.schedule import schedule
+from lfpr.experiments.runs import Stage, file_hash, fingerprint
+from lfpr.experiments.schedule import questions, schedule
 from lfpr.experiments.specs import ExperimentSpec
 from lfpr.experiments.task import Task
-from lfpr.files import CheckpointError, Located, locate, shipped, write_json
+from lfpr.files import CheckpointError, DataError, Located, locate, shipped, write_json
+from lfpr.gradients import MaskGradients
+from lfpr.masks import Masks
 from lfpr.mini.datasets import write_tap
 from lfpr.modes import evaluating
 from lfpr.progress import bar
 from lfpr.released import scoring
+from lfpr.released.tap import save_tap
+from lfpr.save import save_delta
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPBatch, TAPDataset, batches, check
 from lfpr.tap.evaluate import (
@@ -37,15 +41,19 @@ from lfpr.tap.evaluate import (
     predict,
     predict_inputs,
     score,
+    write_evalai,
     write_inputs,
+    write_rrc,
 )
-from lfpr.tap.layout import LAYOUTS, Files, InputSizes, locate_checkpoint
+from lfpr.tap.layout import LABELS, LAYOUTS, SCORE_SET, Files, InputSizes, locate_checkpoint
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.objectives import label_free, labelled, peak_step
-from lfpr.tap.text import Answer, AnswerVocab
+from lfpr.tap.text import Answer, AnswerVocab, decode
 from lfpr.tap.vectors import Embedding, HashedNgrams
 from lfpr.training.processes import PRECISIONS
 from lfpr.training.retrain import ReSt
+
+WHOSE = ("auto", "released", "own")
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,14 @@ class TAPSettings:
     """Sizes and amounts of a profile.
 
     num_samples: training questions behind the importance, in batches of `score_batch`; scoring: how, as in `Cell`;
-    step: decoding step of the label-free objective, by default the median of t* (LFPR). rescale_samples: training
-    questions that mask values are fitted on. rest: ReSt's learning rates; retrain_batch: its batch size, of all
+    step: decoding step of the label-free objective, by default the median of t* (LFPR). sample_set: at seed 0 they are
+    LFPR's own set ("released"), or drawn as at other seeds ("own"). labels: answers that retraining learns from, where
+    it takes the published share of the questions: those in LFPR's files ("released"), or the unpruned model's anew
+    ("own"). Of both, "auto" is "released" where the file is there. targets: the model's own answers are learned as
+    "spelled" by every equal word, as LFPR does with answers in words, or as the words that were "decoded". scores: a
+    folder that LFPR's scoring wrote, whose gradients are the label-free importance in the ways of these settings.
+    released_files: whether stages also write what LFPR's code reads. rescale_samples: training questions that mask
+    values are fitted on. rest: ReSt's learning rates; retrain_batch: its batch size, of all
     processes together; mixed_precision: "no", "bf16" or "fp16"; checkpoint_every, score_every: iterations between two
     checkpoints, and between two scores in its log (none if 0). word_vectors: of OCR tokens, "fasttext" or "hashed".
     num_eval: validation questions, all if 0. train_images, val_images: of the mini data. workers: at most how many
@@ -70,6 +84,11 @@ class TAPSettings:
     word_vectors: str
     scoring: str = "per-sample"
     step: int | None = None
+    sample_set: str = "own"
+    labels: str = "own"
+    targets: str = "decoded"
+    scores: str | Path | None = None
+    released_files: bool = False
     rescale_samples: int = 512
     mixed_precision: str = "no"
     checkpoint_every: int = 100
@@ -84,6 +103,9 @@ class TAPSettings:
         check_choice("word_vectors", self.word_vectors, ("fasttext", "hashed"))
         check_choice("eval_precision", self.eval_precision, RUNNING)
         check_choice("scoring", self.scoring, SCORINGS)
+        check_choice("sample_set", self.sample_set, WHOSE)
+        check_choice("labels", self.labels, WHOSE)
+        check_choice("targets", self.targets, ("spelled", "decoded"))
         check_choice("mixed_precision", self.mixed_precision, PRECISIONS)
         sizes = ("score_batch", "retrain_batch", "eval_batch", "num_samples", "rescale_samples", "checkpoint_every")
         for name in sizes:
@@ -121,6 +143,10 @@ class TAPTask(Task):
             eval_batch=32,
             word_vectors="fasttext",
             workers=4,
+            scoring="released",
+            sample_set="auto",
+            labels="auto",
+            targets="spelled",
         ),
     }
     shared = ("model", "embed", "_images", "_steps")
@@ -270,30 +296,83 @@ class TAPTask(Task):
         """Batches of all questions of `data`, in order, on the device."""
         return OnDevice(batches(data, batch_size, **self.loading), self.device)
 
-    def sample(self, split: str, count: int, seed: int) -> list[int]:
-        """`count` questions of a split, drawn by `seed`, in increasing order; all if there are no more."""
-        total = len(self.data(split))
+    def sample(self, split: str, count: int, seed: int, **options: Any) -> list[int]:
+        """`count` questions of `data(split, **options)`, drawn by `seed`, in increasing order; all if there are no
+        more."""
+        total = len(self.data(split, **options))
         return sorted(np.random.default_rng(seed).permutation(total)[:count].tolist())
 
     # ---- importance and fitted masks
 
     def sampling(self, cell: Cell) -> dict[str, Any]:
-        """Number of questions, batch, scoring and, if it is set, the decoding step."""
+        """Number of questions, batch, scoring and, if it is set, the decoding step; hashes of released files that are
+        used."""
         batch = self.settings.score_batch if cell.scoring == "per-sample" else scoring.BATCH
-        return {"num_samples": cell.num_samples, "batch": batch, "scoring": cell.scoring, "step": cell.step}
+        found = {"num_samples": cell.num_samples, "batch": batch, "scoring": cell.scoring, "step": cell.step}
+        if self._scored(cell):
+            found["scores"] = self._scores[2]
+        elif cell.seed == 0 and self._score_set:
+            found["sample_set"] = self._score_set[1]
+        if cell.method == "label-free" and self.settings.released_files:
+            found["released_files"] = True
+        return found
+
+    @cached_property
+    def _score_set(self) -> tuple[Path, str] | None:
+        """LFPR's own questions behind the importance, if they are to be used: their imdb and its hash."""
+        return self._released(self.settings.sample_set, SCORE_SET)
+
+    def _released(self, whose: str, name: str) -> tuple[Path, str] | None:
+        """LFPR's own file and its hash, if a setting asks for it."""
+        row = None if whose == "own" else Files(self.root, self.dataset, "train").released(name)
+        if row is None or (whose == "auto" and row.path is None):
+            return None
+        return row.found(), file_hash(row.path)
+
+    def _scored(self, cell: Cell) -> bool:
+        """Whether the importance of a cell is that in `settings.scores`."""
+        own = all(getattr(cell, name) == getattr(self.settings, name) for name in ("num_samples", "scoring", "step"))
+        return self.settings.scores is not None and cell.method == "label-free" and own
+
+    @cached_property
+    def _scores(self) -> tuple[MaskGradients, int, str]:
+        """What is in `settings.scores`: gradients, decoding step, hash."""
+        folder, encoder = Path(self.settings.scores), self.encoder
+        gradients, step = scoring.load_scores(folder)
+        sizes = encoder.num_layers, encoder.num_heads, encoder.num_neurons
+        found = (*gradients.heads.shape[1:], gradients.neurons.shape[2])
+        if found != sizes:
+            raise DataError(f"scores = {folder}: of {found} layers, heads and neurons, {self.spec.name} has {sizes}")
+        if self.settings.step not in (None, step) or step >= self.config.decoding_steps:
+            raise DataError(f"scores = {folder}: at decoding step {step}, step is {self.settings.step}")
+        return gradients, step, fingerprint([file_hash(folder / name) for name in scoring.FILES])
+
+    def given(self, cell: Cell) -> MaskGradients | None:
+        """Those in `settings.scores`, of the label-free importance in the settings' own way, at any seed."""
+        return self._scores[0] if self._scored(cell) else None
+
+    def scored(self, cell: Cell, targets: bool = False) -> TAPDataset:
+        """The training questions behind the importance of a cell, in the order of their file: LFPR's own set at seed 0
+        (`settings.sample_set`), or drawn from all."""
+        split, options = "train", {}
+        if cell.seed == 0 and self._score_set:
+            split, options = "score", {"imdb": self._score_set[0]}
+        indices = self.sample(split, cell.num_samples, cell.seed, **options)
+        return self.data(split, targets=targets, indices=indices, **options)
 
     def batches(self, cell: Cell) -> OnDevice:
         """A sample of training questions, with answers unless the method is label-free.
 
         Read anew in each pass: thousands of full-size questions do not fit in memory.
         """
-        indices = self.sample("train", cell.num_samples, cell.seed)
-        data = self.data("train", targets=cell.method != "label-free", indices=indices)
-        return self.batched(data, self.sampling(cell)["batch"])
+        return self.batched(self.scored(cell, cell.method != "label-free"), self.sampling(cell)["batch"])
 
     def step(self, cell: Cell) -> int:
-        """The decoding step that the label-free objective looks at: the cell's, or int(median t*) over its sample."""
-        key = cell.num_samples, cell.seed, cell.scoring
+        """The decoding step that the label-free objective looks at: the cell's, that of `settings.scores`, or
+        int(median t*) over its sample."""
+        if self._scored(cell):
+            return self._scores[1]
+        key = cell.num_samples, cell.seed, cell.scoring, self.sampling(cell).get("sample_set")
         if cell.step is None and key not in self._steps:
             sample = self.batches(replace(cell, method="label-free"))
             self._steps[key] = peak_step(self.model, bar(sample, "peak step"))
@@ -322,8 +401,10 @@ class TAPTask(Task):
 
     def sample_numbers(self, cell: Cell) -> dict[str, Any]:
         """How many questions, and the decoding step of the label-free objective."""
-        samples = min(cell.num_samples, len(self.data("train")))
-        return {"samples": samples, "step": self.step(cell) if cell.method == "label-free" else cell.step}
+        step = self.step(cell) if cell.method == "label-free" else cell.step
+        if (given := self.given(cell)) is not None:
+            return {"gradients": len(given.heads), "step": step}
+        return {"samples": len(self.scored(cell)), "step": step}
 
     def calibration(self, seed: int) -> Iterator[dict[str, Tensor]]:
         """Unlabelled training questions and the first two steps of their decoded answers."""
@@ -338,24 +419,48 @@ class TAPTask(Task):
 
     # ---- retraining
 
-    def teach(self) -> Stage:
-        """The unpruned model's own answers to all training questions, the pseudo-labels: index sequences in
-        `labels.json`."""
+    def teach(self, cell: Cell) -> Stage:
+        """The pseudo-labels: the unpruned model's own answers to all training questions, index sequences in
+        `labels.json` and words in `answers.json`; nothing is computed where LFPR's file of answers is used."""
 
         def build(folder: Path) -> dict:
             data = self.data("train")
-            labels = {}
+            labels, answers = {}, {}
             for batch in bar(self.batched(data, self.settings.eval_batch), "pseudo-labels"):
                 with self.running():
                     predictions = self.model.generate(batch, stop=True)[1].tolist()
-                labels |= {data.records[i]["question_id"]: p for i, p in zip(batch["index"], predictions, strict=True)}
+                for i, predicted, tokens in zip(batch["index"].tolist(), predictions, batch.ocr_tokens, strict=True):
+                    question = data.records[i]["question_id"]
+                    labels[question], answers[question] = predicted, decode(predicted, tokens, batch.vocab).text
             write_json(folder / "labels.json", labels)
+            write_json(folder / "answers.json", answers)
             return {"questions": len(labels)}
 
-        return self.stage("pseudo-labels", {"train_images": self.settings.train_images} | self.inference, build)
+        if released := self._labels(cell):
+            path, digest = released
+            about = {"file": f"{path.parent.name}/{path.name}"}
+            count = lambda folder: {"questions": len(self.data("train", labels=path))} | about  # noqa: E731
+            return self.stage("pseudo-labels", about | {"labels": digest}, count)
+        key = {"train_images": self.settings.train_images, "files": ["labels", "answers"]} | self.inference
+        return self.stage("pseudo-labels", key, build)
+
+    def _labels(self, cell: Cell) -> tuple[Path, str] | None:
+        """LFPR's file of answers that a cell learns from, and its hash; None for the model's own answers.
+
+        Raises ValueError for a share of the questions of which LFPR's files are to be used and are not.
+        """
+        whose, percent = self.settings.labels, schedule(self.spec.name, cell.constraint, cell.percentile)[0]
+        if cell.percent not in (None, percent, int(percent)):
+            if whose == "released":
+                raise ValueError(
+                    f"percent = {cell.percent}: LFPR's answers (labels = 'released') are of {percent:.4g} % here"
+                )
+            return None
+        return self._released(whose, LABELS.format(self.spec.arguments["labels"], int(percent)))
 
     def amounts(self, cell: Cell) -> tuple[dict[str, Any], ReSt]:
-        """By default X percent of the questions and the last k layers of the published schedule."""
+        """By default X percent of the questions and the last k layers of the published schedule; whose answers are
+        learned, and how."""
         percent, layers = schedule(self.spec.name, cell.constraint, cell.percentile)
         percent = percent if cell.percent is None else cell.percent
         layers = layers if cell.last_layers is None else cell.last_layers
@@ -365,14 +470,14 @@ class TAPTask(Task):
             mixed_precision=self.settings.mixed_precision,
         )
         amounts = {"batch": self.settings.retrain_batch, "score_every": self.settings.score_every}
+        released = self._labels(cell)
+        amounts |= {"labels": released[1]} if released else {"targets": self.settings.targets}
         return {"percent": percent} | amounts, rest
 
     def training(self, student: TAP, cell: Cell) -> dict[str, Any]:
         """ReSt on the unpruned model's answers; `trained` = "masks": mask values alone."""
-        labels, settings, (amounts, rest) = self.teach(), self.settings, self.amounts(cell)
-        count = max(1, round(labels.result["questions"] * amounts["percent"] / 100))
-        indices = self.sample("train", count, cell.seed)
-        data = self.data("train", targets=True, indices=indices, labels=labels.folder / "labels.json")
+        settings, (amounts, rest) = self.settings, self.amounts(cell)
+        data = self._taught(cell, amounts["percent"])
         student.train()
         training = {
             "encoder": prunable(student),
@@ -385,6 +490,49 @@ class TAPTask(Task):
         if settings.score_every:
             training |= {"score": lambda: self.evaluate(student)["score"], "score_every": settings.score_every}
         return training
+
+    def _taught(self, cell: Cell, percent: float) -> TAPDataset:
+        """The questions that a cell is retrained on, with what is to be answered: LFPR's file as it is, or a share of
+        all with the model's own answers."""
+        if released := self._labels(cell):
+            return self.data("train", targets=True, labels=released[0])
+        labels = self.teach(cell)
+        indices = self.sample("train", questions(percent, labels.result["questions"]), cell.seed)
+        file = {"spelled": "answers.json", "decoded": "labels.json"}[self.settings.targets]
+        return self.data("train", targets=True, indices=indices, labels=labels.folder / file)
+
+    # ---- files
+
+    def save_retrained(self, model: TAP, masks: Masks, folder: Path) -> dict[str, Any]:
+        """`delta.safetensors`, what retraining changed of the pruned model: the size that LFPR's paper reports."""
+        path = folder / "delta.safetensors"
+        save_delta(self.model, masks, model, path)
+        return {"delta_megabytes": path.stat().st_size / 1e6}
+
+    def save_released(self, model: TAP, masks: Masks, folder: Path) -> list[Path]:
+        """`pruned_model.ckpt` and `cfg.txt`, masks of ones, with all that the unpruned checkpoint has beside."""
+        save_tap(model, folder, unpruned=self.checkpoint)
+        return [folder / "pruned_model.ckpt", folder / "cfg.txt"]
+
+    def save_released_scores(self, gradients: MaskGradients, cell: Cell, folder: Path) -> list[Path]:
+        """`score/`, of the label-free importance: rows are of batches, or of samples if they are scored one by one."""
+        if cell.method != "label-free":
+            return []
+        scoring.save_scores(folder / "score", gradients, self.step(cell))
+        return [folder / "score"]
+
+    def submit(self, model: TAP, path: str | Path) -> list[Path]:
+        """Write a model's answers to the test questions: TextVQA's for EvalAI; ST-VQA's for task 3 of the Robust
+        Reading Competition, and beside them `…_evalai.json`. Returns the files' paths."""
+        path, test = Path(path), self.data("test")
+        answers = self.predict(model, test)
+        if self.dataset == "textvqa":
+            write_evalai(path, answers, test)
+            return [path]
+        beside = path.with_name(f"{path.stem}_evalai.json")
+        write_rrc(path, answers, test)
+        write_evalai(beside, answers, test)
+        return [path, beside]
 
     # ---- scores
 

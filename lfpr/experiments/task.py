@@ -20,6 +20,8 @@ from lfpr.experiments.cell import Cell
 from lfpr.experiments.runs import Runs, Stage
 from lfpr.experiments.specs import ExperimentSpec
 from lfpr.files import Located, missing
+from lfpr.gradients import MaskGradients
+from lfpr.masks import Masks
 from lfpr.save import save_pruned
 
 Batch = Any
@@ -174,6 +176,10 @@ class Task(ABC):
         """Numbers about the sample, for the stage's result."""
         return {"samples": self.sampling(cell)["num_samples"]}
 
+    def given(self, cell: Cell) -> MaskGradients | None:
+        """The mask gradients behind the importance of a cell that the user has already; None: they are collected."""
+        return None
+
     @abstractmethod
     def calibration(self, seed: int) -> Iterable[Batch]:
         """Unlabelled training samples that mask values are fitted on, for `run`."""
@@ -190,8 +196,8 @@ class Task(ABC):
     # ---- retraining
 
     @abstractmethod
-    def teach(self) -> Stage:
-        """What retraining learns from, made once by the unpruned model."""
+    def teach(self, cell: Cell) -> Stage:
+        """What retraining a cell learns from, made once: by the unpruned model, if nothing else has it."""
 
     @abstractmethod
     def amounts(self, cell: Cell) -> tuple[dict[str, Any], Any]:
@@ -216,6 +222,24 @@ class Task(ABC):
         """Save a pruned model in `folder/model`; its size and scores."""
         save_pruned(model.eval(), folder / "model")
         return self.describe(model) | self.evaluate(model)
+
+    def save_retrained(self, model: nn.Module, masks: Masks, folder: Path) -> dict[str, Any]:
+        """Save in `folder` what only a retrained model has, beside `save`; numbers about it. Nothing by default."""
+        return {}
+
+    def save_released(self, model: nn.Module, masks: Masks, folder: Path) -> list[Path]:
+        """Write a pruned or retrained model, mask values folded in, into `folder` as the released code reads it, where
+        the setting `released_files` is on; returns the paths. Nothing by default."""
+        return []
+
+    def save_released_scores(self, gradients: MaskGradients, cell: Cell, folder: Path) -> list[Path]:
+        """As `save_released`, the gradients behind an importance."""
+        return []
+
+    def submit(self, model: nn.Module, path: str | Path) -> list[Path]:
+        """Write a model's answers to the test split into files to upload, `path` first. Raises ValueError for an
+        experiment that has none, as by default."""
+        raise ValueError(f"{self.spec.name}: has no test split whose answers could be submitted")
 
     @abstractmethod
     def compare(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:

@@ -19,7 +19,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "results": (
         *("experiment", "profile", "method", "heuristic", "constraint", "percentile", "seed", "variant", "retrained"),
         *("score", "anls", "r5", "r10", "i2t_r1", "i2t_r5", "i2t_r10", "fraction", "parameters", "questions"),
-        *("num_samples", "percent", "last_layers", "iterations", "minutes", "megabytes"),
+        *("num_samples", "percent", "last_layers", "iterations", "minutes", "megabytes", "delta_megabytes"),
     ),
     "layers": (
         *("experiment", "method", "heuristic", "constraint", "percentile", "seed", "layer"),
@@ -43,11 +43,13 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 """Name of a file without `.csv` -> its columns. Of these, results.csv alone must be there. `num_samples`: samples
 behind the importance, none for methods that need no data."""
+OPTIONAL = ("delta_megabytes",)
+"""Columns that older files lack; read as empty."""
 KEY = ("experiment", "profile", "method", "heuristic", "constraint", "percentile", "seed", "variant", "retrained")
 """The columns of results.csv that name one score."""
 _DIGITS = {
     5: "score anls r1 r5 r10 i2t_r1 i2t_r5 i2t_r10 fraction",
-    4: "importance value megabytes reranked spearman overlap smallest lower median upper largest",
+    4: "importance value megabytes delta_megabytes reranked spearman overlap smallest lower median upper largest",
     3: "minutes peak_memory_mb ms break_even speedup speedup_measured speedup_query",
 }
 DIGITS = {column: digits for digits, columns in _DIGITS.items() for column in columns.split()}
@@ -107,9 +109,10 @@ def read_all(folder: str | Path) -> dict[str, pd.DataFrame]:
 def select(frame: pd.DataFrame, table: str, **wanted: object) -> pd.DataFrame:
     """A copy of the rows with these values, one column at a time. Raises `ValueError` naming what is not there."""
     columns = TABLES[table]
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
+    absent = [column for column in columns if column not in frame.columns]
+    if missing := [column for column in absent if column not in OPTIONAL]:
         raise ValueError(f"{table}.csv has no column {missing}: expected {list(columns)}")
+    frame = frame.reindex(columns=[*frame.columns, *absent]) if absent else frame
     for column, value in wanted.items():
         there = frame[column].unique().tolist()
         if value not in there:

@@ -2,6 +2,7 @@
 
     masks = lfpr.released.search(importance, lfpr.released.parameter_cost(encoder), constraint=0.4)
     masks = lfpr.released.load_masks("outputs/clip-vit-base-patch16/mscoco/0.4/seed_1")
+    gradients, step = lfpr.released.load_scores("score")
     tap = lfpr.released.load_tap(folder, config)
     clip = lfpr.released.load_clip("pruned_models/vitB16_pruned_0.4_1.pt")
 
@@ -16,12 +17,14 @@ _NAMES = {
     "latency_cost": "lfpr.released.searching",
     "load_clip": "lfpr.released.clip",
     "load_masks": "lfpr.released.masks",
+    "load_scores": "lfpr.released.scoring",
     "load_tap": "lfpr.released.tap",
     "parameter_cost": "lfpr.released.searching",
     "read_cfg": "lfpr.released.tap",
     "rescale": "lfpr.released.rescaling",
     "save_clip": "lfpr.released.clip",
     "save_masks": "lfpr.released.masks",
+    "save_scores": "lfpr.released.scoring",
     "save_tap": "lfpr.released.tap",
     "search": "lfpr.released.searching",
 }

@@ -1,6 +1,9 @@
 """Label-free scoring as in LFPR's released code: in training mode, with dropout, the random seed reset at each batch.
 
 `lfpr.tap.label_free` is the same objective without dropout, which needs one pass over the encoder positions.
+
+What the scoring leaves in its folder, and LFPR's `pruning.py` reads there, is read and written here, too:
+`head_grads.npy` [B, L, H] and `ffn_grads.npy` [B, L, N], a gradient per batch, and `tmax_q2.txt`, the decoding step.
 """
 
 from __future__ import annotations
@@ -8,14 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lfpr.files import DataError, write_whole
+from lfpr.gradients import MaskGradients
 from lfpr.tap.model import TAP, Batch
 from lfpr.tap.objectives import check_step
 
 DROPOUT, BATCH = 0.1, 8  # what LFPR's code scores with
+FILES = ("head_grads.npy", "ffn_grads.npy", "tmax_q2.txt")  # of a score folder
 
 
 def label_free(model: TAP, step: int, dropout: float = DROPOUT, seed: int = 0) -> Callable[[Batch], Tensor]:
@@ -74,3 +82,55 @@ def _dropping(model: TAP, dropout: float, seed: int) -> Iterator[None]:
                 layer.p = p
             for module, mode in modes:
                 module.training = mode
+
+
+def save_scores(folder: str | Path, gradients: MaskGradients, step: int) -> None:
+    """Write the mask gradients, float32, and the decoding `step` of the label-free objective into `folder` as LFPR's
+    scoring does, each file whole or not at all. Rows may be of batches or of samples: LFPR sums their squares."""
+    for name, part in zip(FILES, (gradients.heads, gradients.neurons), strict=False):
+        write_whole(Path(folder, name), lambda partial, part=part: _save(partial, part.detach().float().cpu().numpy()))
+    write_whole(Path(folder, FILES[2]), lambda partial: partial.write_text(str(int(step))))
+
+
+def load_scores(folder: str | Path) -> tuple[MaskGradients, int]:
+    """The mask gradients, heads [B, L, H] and neurons [B, L, N], and the decoding step in a score folder of LFPR.
+
+    Reading runs no code. Raises DataError naming the file if it is missing, is no array of finite numbers of this
+    shape, or holds no step.
+    """
+    heads, neurons = (_load(Path(folder, name)) for name in FILES[:2])
+    if heads.shape[:2] != neurons.shape[:2]:
+        raise DataError(
+            f"{folder}: {FILES[0]} {list(heads.shape)} and {FILES[1]} {list(neurons.shape)} must agree in batches and "
+            "layers"
+        )
+    path = _existing(Path(folder, FILES[2]))
+    text = path.read_bytes().strip()
+    if not text.isdigit():
+        raise DataError(f"{path}: expected the decoding step, a whole number, found {text[:40]!r}")
+    return MaskGradients(heads, neurons), int(text)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would add a suffix
+        np.save(file, array)
+
+
+def _load(path: Path) -> Tensor:
+    _existing(path)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is not a complete .npy file of numbers: {error}") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f" or not array.size:
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise DataError(f"{path}: expected floats [batches, layers, heads or neurons], found {found}")
+    if not np.isfinite(array).all():
+        raise DataError(f"{path}: NaN or infinite gradients")
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"no file {path}: a score folder of LFPR has {', '.join(FILES)}")
+    return path

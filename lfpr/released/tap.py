@@ -2,9 +2,10 @@
 
 The checkpoint is `{"model": state_dict}` with the kept rows and columns, and the masks by which the published model
 multiplies also at inference: `mmt.encoder.layer.I.attention.self.head_mask.mask` [1, heads, 1, 1] and
-`mmt.encoder.layer.I.intermediate.ffn_mask.mask` [neurons]. `cfg.txt` has two lines, the number of heads and of neurons
-that each MMT layer keeps, as Python lists without spaces (scripts pass them on as single words). The released code
-has heads of 64; files of other sizes are read and written alike here, but not there.
+`mmt.encoder.layer.I.intermediate.ffn_mask.mask` [neurons]. LFPR's trainers load strictly: beside these they need the
+entries of the unpruned checkpoint that are none of TAP's, the heads of its pre-training. `cfg.txt` has two lines, the
+number of heads and of neurons that each MMT layer keeps, as Python lists without spaces (scripts pass them on as single
+words). The released code has heads of 64; files of other sizes are read and written alike here, but not there.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.model import TAP, TAPConfig
 
 
-def save_tap(pruned: TAP, folder: str | Path, masks: Any = None) -> None:
+def save_tap(pruned: TAP, folder: str | Path, masks: Any = None, unpruned: str | Path | None = None) -> None:
     """Write `pruned_model.ckpt` and `cfg.txt` into `folder`, each whole or not at all.
 
     masks: values [h] and [n] of the kept heads and neurons per layer (lists of tensors as in `TrainableMasks`) that are
-    *not* yet folded into `pruned`; ones by default. Raises ValueError if they do not fit, or are per sample.
+    *not* yet folded into `pruned`; ones by default. unpruned: the checkpoint that was pruned, whose entries that are
+    none of TAP's are carried over, as LFPR's trainers need them. Raises ValueError if masks do not fit, or are per
+    sample, and `CheckpointError` if `unpruned` cannot be read.
     """
     encoder = prunable(pruned)
     heads, neurons = encoder.heads_per_layer, encoder.neurons_per_layer
     masks = masks or SimpleNamespace(heads=[torch.ones(n) for n in heads], neurons=[torch.ones(n) for n in neurons])
     rows = zip(mask_rows("heads", masks.heads, heads), mask_rows("neurons", masks.neurons, neurons), strict=True)
     state = {name: value.detach().cpu() for name, value in pruned.state_dict().items()}
+    if unpruned is not None:
+        state = {name: value for name, value in read_checkpoint(unpruned).items() if name not in state} | state
     for (head_name, neuron_name), (head, neuron) in zip(_names(encoder), rows, strict=True):
         if head.ndim != 1 or neuron.ndim != 1:
             raise ValueError("masks: per-sample masks are not part of a checkpoint")

@@ -3,7 +3,7 @@
 from lfpr.files import CheckpointError
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPDataset, batches, check
-from lfpr.tap.evaluate import answers, compare, evaluate, first_logits, write_evalai
+from lfpr.tap.evaluate import answers, compare, evaluate, first_logits, write_evalai, write_rrc
 from lfpr.tap.layout import InputSizes
 from lfpr.tap.metrics import anls, stvqa_accuracy, vqa_accuracy
 from lfpr.tap.model import TAP, TAPConfig
@@ -39,4 +39,5 @@ __all__ = [
     "stvqa_accuracy",
     "vqa_accuracy",
     "write_evalai",
+    "write_rrc",
 ]

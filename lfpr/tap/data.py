@@ -53,7 +53,8 @@ class TAPDataset(Dataset):
     follow `sizes`.
 
     `labels` replaces the human answers and keeps only the questions it has: a dict (or a JSON file) from question id
-    to a predicted index sequence or an answer string, or a released `train_pred_XXpct.npy`, itself an imdb.
+    to a predicted index sequence or an answer string, or a released `train_pred_XXpct.npy`, itself an imdb. An answer
+    string is spelled by every equal word, as a human answer is. `imdb` is another file of questions than the split's.
     `indices` select questions of the imdb, `limit` at most so many, the first ones. `embed` gives the OCR word
     vectors; by default FastText's file under `root`. `text_vocab`, `answer_vocab` and `image_folder` are files
     other than those under `root`. `seed` samples each question's spelling anew for each `set_epoch`; None makes
@@ -73,6 +74,7 @@ class TAPDataset(Dataset):
         sizes: InputSizes | None = None,
         targets: bool = False,
         labels: str | Path | Mapping | None = None,
+        imdb: str | Path | None = None,
         limit: int | None = None,
         indices: Sequence[int] | None = None,
         embed: Embedding | None = None,
@@ -87,12 +89,12 @@ class TAPDataset(Dataset):
             raise ValueError(f"dataset, split = {dataset!r}, {split!r}: must be one of {allowed}")
         self.root, self.dataset, self.split = Path(root), dataset, split
         self.files, self.sizes = Files(root, dataset, split), sizes or InputSizes()
-        self.image_folders = [Path(image_folder)] if image_folder else self.files.image_folders()
+        self.image_folder = image_folder
         self.seed, self._embed, self._words = seed, embed, None
         if embed is not None and embed.dim != self.sizes.fasttext_size:
             raise ValueError(f"embed.dim = {embed.dim}: sizes.fasttext_size is {self.sizes.fasttext_size}")
         labels_are_imdb = isinstance(labels, str | Path) and Path(labels).suffix == ".npy"
-        self.path = Path(labels) if labels_are_imdb else self.files["imdb"]
+        self.path = Path(labels if labels_are_imdb else imdb or self.files["imdb"])
         records = read_imdb(self.path)
         if indices is not None and limit is not None:
             raise ValueError("indices and limit: give one of them")
@@ -171,7 +173,7 @@ class TAPDataset(Dataset):
         stems = [str(name), *(f"{folder}{record['image_id']}" for folder in ("", "train_images/", "test_images/"))]
         files = (
             folder / f"{stem}{suffix}"
-            for folder in self.image_folders
+            for folder in ([Path(self.image_folder)] if self.image_folder else self.files.image_folders())
             for stem in stems
             for suffix in ("", ".jpg", ".png")
         )
@@ -238,13 +240,13 @@ def _pad(arrays: list[np.ndarray], length: int) -> np.ndarray:
 
 def _labels(labels: str | Path | Mapping) -> dict[str, Any]:
     if not isinstance(labels, Mapping):
-        path = existing(labels, "pseudo-labels: question id -> predicted indices")
+        path = existing(labels, "pseudo-labels: question id -> answer")
         try:
             labels = json.loads(path.read_text())
         except ValueError as error:
             raise DataError(f"{path}: pseudo-labels are an .npy imdb or a JSON object, found {error}") from error
         if not isinstance(labels, dict):
-            raise DataError(f"{path}: expected a JSON object question id -> indices, found a {type(labels).__name__}")
+            raise DataError(f"{path}: expected a JSON object question id -> answer, found a {type(labels).__name__}")
     return {str(key): value for key, value in labels.items()}
 
 

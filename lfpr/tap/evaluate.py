@@ -105,27 +105,42 @@ def score(predictions: Sequence[Answer], data: TAPDataset) -> dict:
 
 
 def evalai(answers: Sequence[Answer], data: TAPDataset) -> list[dict]:
-    """Entries of a submission, an answer per question of `data`.
+    """Entries of a submission to EvalAI, an answer per question of `data`, of either data set as M4C and TAP write it:
+    `question_id`, `image_id`, `answer` and `pred_source`, for each word "OCR" or "VOCAB".
 
-    TextVQA's (EvalAI, as M4C writes it): `question_id`, `image_id`, `answer` and `pred_source`, for each word
-    "OCR" or "VOCAB". ST-VQA's (task 3 of the Robust Reading Competition): `question_id` and `answer`.
+    Raises ValueError if there are not as many answers as questions.
     """
-    if len(answers) != len(data):
-        raise ValueError(f"answers: got {len(answers)} for the {len(data)} questions of {data.path}")
-    entries = [
-        {"question_id": record["question_id"], "answer": answer.text}
-        for record, answer in zip(data.records, answers, strict=True)
+    return [
+        {
+            "question_id": record["question_id"],
+            "image_id": str(record["image_id"]),
+            "answer": answer.text,
+            "pred_source": ["OCR" if source == "ocr" else "VOCAB" for _, source in answer.words],
+        }
+        for record, answer in _answered(answers, data)
     ]
-    if data.dataset == "textvqa":
-        for entry, record, answer in zip(entries, data.records, answers, strict=True):
-            sources = ["OCR" if source == "ocr" else "VOCAB" for _, source in answer.words]
-            entry |= {"image_id": str(record["image_id"]), "pred_source": sources}
-    return entries
 
 
 def write_evalai(path: str | Path, answers: Sequence[Answer], data: TAPDataset) -> None:
     """Write `evalai(answers, data)` as a JSON file to upload."""
     write_json(path, evalai(answers, data))
+
+
+def write_rrc(path: str | Path, answers: Sequence[Answer], data: TAPDataset) -> None:
+    """Write a JSON file to upload for task 3 of the Robust Reading Competition, ST-VQA: `question_id` and `answer`.
+
+    Raises ValueError for questions of TextVQA, or if there are not as many answers as questions.
+    """
+    if data.dataset != "stvqa":
+        raise ValueError(f"data: questions of {data.dataset}, the Robust Reading Competition asks those of stvqa")
+    pairs = _answered(answers, data)
+    write_json(path, [{"question_id": record["question_id"], "answer": answer.text} for record, answer in pairs])
+
+
+def _answered(answers: Sequence[Answer], data: TAPDataset) -> list[tuple[dict, Answer]]:
+    if len(answers) != len(data):
+        raise ValueError(f"answers: got {len(answers)} for the {len(data)} questions of {data.path}")
+    return list(zip(data.records, answers, strict=True))
 
 
 def first_logits(model: TAP, batch: Batch) -> Tensor:

@@ -83,6 +83,10 @@ def _layouts() -> dict[tuple[str, str], Layout]:
 
 LAYOUTS = _layouts()
 """(dataset, split) -> Layout. `score` is the 3,000 training questions that LFPR computes importances from."""
+SCORE_SET = "calculate_score/imdb_train_3k.npy"
+LABELS = "{}/train_pred_{}pct.npy"
+"""LFPR's own files, of `Files.released`: questions behind its importance; in a model's folder, its answers to whole per
+cents of the training questions."""
 
 
 class Image(NamedTuple):

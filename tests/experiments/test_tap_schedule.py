@@ -1,19 +1,21 @@
-"""ReSt's schedule against the rows of the published table."""
+"""ReSt's schedule against the rows of the published table, and the iterations in LFPR's configurations."""
+
+import math
 
 import pytest
 
-from lfpr.experiments.schedule import schedule
+from lfpr.experiments.schedule import X73, X86, questions, schedule
 
 FRACTIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 PUBLISHED = {  # percent of data, last layers; the papers' table has no entry for ST-VQA at 0.2
-    "tap-textvqa": [(100, 3), (86, 2), (73, 2), (60, 1), (10, 0), (10, 0), (10, 0), (10, 0)],
+    "tap-textvqa": [(100, 3), (X86, 2), (X73, 2), (60, 1), (10, 0), (10, 0), (10, 0), (10, 0)],
     "tap-stvqa": [None, (100, 3), (90, 3), (80, 2), (70, 2), (60, 1), (10, 0), (10, 0)],
     "tap12-textvqa": [(100, 9), (80, 6), (60, 3), (10, 0), (10, 0), (10, 0), (10, 0), (10, 0)],
     "tap12-stvqa": [None, (100, 9), (60, 3), (10, 0), (10, 0), (10, 0), (10, 0), (10, 0)],
 }
 THRESHOLDS = {
     "tap-textvqa": [(10, 0), (10, 0), (60, 1), (80, 2), (100, 3)],
-    "tap-stvqa": [(10, 0), (10, 0), (10, 0), (73, 2), (100, 3)],
+    "tap-stvqa": [(10, 0), (10, 0), (10, 0), (X73, 2), (100, 3)],
     "tap12-textvqa": [(10, 0), (10, 0), (10, 0), (60, 3), (100, 9)],
     "tap12-stvqa": [(10, 0), (10, 0), (10, 0), (10, 0), (100, 9)],
 }
@@ -28,9 +30,27 @@ def test_schedule_is_the_published_table(experiment):
 
 
 def test_schedule_between_entries_retrains_more():
-    assert schedule("tap-textvqa", 0.45) == (73, 2)
+    assert schedule("tap-textvqa", 0.45) == (X73, 2)
     assert schedule("tap-textvqa", 0.05) == (100, 3)
     assert schedule("tap-textvqa", percentile=60) == (80, 2)
+
+
+ITERATIONS = {  # training questions: per cent in a file's name: `max_iterations` of the configuration, batches of 16
+    34602: {10: 217, 60: 1298, 73: 1586, 80: 1730, 86: 1874, 100: 2163},  # TextVQA
+    23446: {10: 147, 60: 880, 70: 1026, 73: 1075, 80: 1173, 86: 1270, 90: 1319, 100: 1466},  # ST-VQA, in M4C's split
+}
+
+
+@pytest.mark.parametrize("total", ITERATIONS)
+def test_iterations_are_the_published_ones(total):
+    for percent, iterations in ITERATIONS[total].items():
+        exact = {73: X73, 86: X86}.get(percent, percent)
+        assert int(exact) == percent and math.ceil(questions(exact, total) / 16) == iterations
+
+
+def test_few_questions_are_at_least_one():
+    assert [questions(10, total) for total in (1, 6, 14, 16, 30, 12000)] == [1, 1, 1, 2, 3, 1200]
+    assert questions(X73, 15) == 11 and questions(100, 16) == 16
 
 
 def test_schedule_rejects_bad_arguments():

@@ -5,6 +5,8 @@ import pytest
 from small_tables import CLIP, NAME, add, result, small_results, texts, variant
 
 from lfpr.paper.figures import alternatives, comparison_table, controls, sampling
+from lfpr.paper.labels import spec_of
+from lfpr.paper.published_numbers import DOLLARS_PER_HOUR, PUBLISHED
 
 
 def test_alternatives_print_every_way_that_was_run(results):
@@ -53,16 +55,44 @@ def test_sampling_puts_the_default_among_the_sample_counts(results):
         sampling(small_results(), NAME)
 
 
+def test_alternatives_without_rows_are_left_out(results):
+    ways = alternatives(results, NAME).axes[0].get_yticklabels()
+    assert "Pruned, scored per sample" in spec_of(NAME).alternatives
+    assert "Pruned, scored per sample" not in [label.get_text() for label in ways]
+    there = add(results, variant("scoring=per-sample", 0.76))
+    ways = alternatives(there, NAME).axes[0].get_yticklabels()
+    assert [label.get_text() for label in ways][2] == "Pruned, scored per sample"
+
+
+RELEASED, RESCALED = "rearranged=True, rescaled=released", "rescaled=True"
+
+
 def test_comparison_has_the_papers_numbers_and_ours(results):
-    fisher = result("fisher", 0.4, 0, False, 0.5012, variant="rescaled=True", minutes=np.nan)
-    table = comparison_table(add(results, fisher))
+    def fisher(name, score):
+        return result("fisher", 0.4, 0, False, score, variant=name, minutes=np.nan)
+
+    lfpr = (results.method == "label-free") & results.retrained & (results.constraint == 0.4)
+    results.loc[lfpr & results.variant.isna(), "delta_megabytes"] = 0.4321
+    table = comparison_table(add(results, fisher(RESCALED, 0.5012)))
     assert len(table) == 13 and table.columns.is_unique
     paper, here = (
         table.filter(like=name).rename(columns=lambda name: name.split(": ")[1]) for name in ("Paper", "Here")
     )
-    assert paper.loc[("40 %", "LFPR: label-free + ReSt")].tolist() == ["11.4", "47.57", "2.34", "0.58", "43.9"]
-    assert here.loc[("40 %", "LFPR: label-free + ReSt")].tolist() == ["39.9 %", "79.3 ± 0.6", "2.0", "0.60", "1.50"]
-    assert here.loc[("40 %", "Fisher, rescaled, not retrained")].tolist() == ["39.9 %", "50.1", "31.2", "–", "1.50"]
+    ours = "40 %", "LFPR: label-free + ReSt"
+    assert paper.loc[ours].tolist() == ["11.4", "47.57", "2.34", "0.58", "0.116", "43.9"]
+    assert here.loc[ours].tolist() == ["39.9 %", "79.3 ± 0.6", "2.0", "0.60", "0.002", "1.50", "0.43"]
+    rescaled = ["39.9 %", "50.1", "31.2", "–", "–", "1.50", "–"]
+    assert here.loc[("40 %", "Fisher: rescaled, not retrained")].tolist() == rescaled
     assert paper.loc[("80 %", "LFPR: label-free + ReSt"), "drop"] == "−0.01"
+    assert paper.loc[("80 %", "Magnitude (L1) + ReSt"), "dollars"] == "206.9"
     assert set(paper.loc[("40 %", "Random + ReSt")]) == set(here.loc[("80 %", "OWO")]) == {"–"}
     assert here.loc[("100 %", "Unpruned"), "accuracy"] == "81.3"
+    whole = comparison_table(add(results, fisher(RESCALED, 0.5012), fisher(RELEASED, 0.25)))  # the framework's own way
+    row = "40 %", "Fisher: rearranged, rescaled (Kwon et al.), not retrained"
+    assert whole.loc[row, "Here: accuracy"] == "25.0" and whole.loc[row, "Paper: accuracy"] == "25.29"
+
+
+def test_the_papers_dollars_are_its_hours():
+    for (method, _), (_, _, hours, dollars, _) in PUBLISHED.items():
+        rate = 6.12 if method == "l1" else DOLLARS_PER_HOUR
+        assert dollars == pytest.approx(rate * hours, rel=2e-3)

@@ -34,3 +34,13 @@ def test_a_table_that_is_not_one_of_the_papers_is_refused(tmp_path):
         write_tables({"result": pd.DataFrame()}, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"results\.csv: expected a table with the columns"):
         read(tmp_path, "results")
+
+
+def test_columns_that_older_files_lack_are_empty(tmp_path):
+    table = small_tables()["results"]
+    table.drop(columns="delta_megabytes").to_csv(tmp_path / "results.csv", index=False)
+    assert list(read(tmp_path, "results").columns) == list(TABLES["results"])
+    assert read(tmp_path, "results").delta_megabytes.isna().all()
+    table.drop(columns="megabytes").to_csv(tmp_path / "results.csv", index=False)
+    with pytest.raises(ValueError, match=r"results\.csv has no column \['megabytes'\]"):
+        read(tmp_path, "results")

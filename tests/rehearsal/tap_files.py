@@ -19,6 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.lib import format as npy
+from torch import nn
 
 from lfpr.files import write_whole
 from lfpr.mini.datasets import answer_words, word_pieces
@@ -83,6 +84,13 @@ def write_tap_files(root: str | Path, dataset: str, questions: dict[str, int], p
         imdb = LAYOUTS[dataset, split].imdb
         imdb = imdb.replace("original_dl/ST-VQA/", places.sets) if split == "score" else imdb
         _save(root / imdb, _objects(header + rows))
+
+
+def write_labels(root: str | Path, dataset: str, path: str | Path, count: int, answer: str = "stop") -> None:
+    """Write the first `count` training questions as LFPR writes a model's answers: an imdb, each answer ten times."""
+    rows = np.load(Path(root) / LAYOUTS[dataset, "train"].imdb, allow_pickle=True)
+    rows = [row for row in rows if "image_id" in row][:count]
+    _save(Path(path), _objects([{"version": 1.0}, *(row | {"answers": [answer] * 10} for row in rows)]))
 
 
 def _write_image(root: Path, dataset: str, split: str, number: int, rng: np.random.Generator) -> dict:
@@ -171,6 +179,20 @@ def write_fasttext(path: str | Path, words: Iterable[str], dim: int = 300, bucke
     write_whole(path, lambda partial: partial.write_bytes(b"".join(parts)))
 
 
+def pretraining_heads(model: TAP, inner: int = 512) -> dict[str, torch.Tensor]:
+    """Weights of the heads that TAP is pre-trained with: words masked (its matrix is that of the embeddings), text that
+    does not belong to the image, regions that overlap."""
+    words, width = model.text_bert.embeddings.word_embeddings.weight.detach(), model.config.hidden_size
+    layers = {"cls.transform": (width, width), "pollute_cls": (width, inner), "overlap_cls": (2 * width, inner)}
+    state = {"cls.bias": torch.zeros(len(words)), "cls.decoder.weight": words}
+    for name, (fan_in, fan_out) in layers.items():
+        state |= {f"{name}.dense.{key}": value for key, value in nn.Linear(fan_in, fan_out).state_dict().items()}
+        state |= {f"{name}.LayerNorm.{key}": value for key, value in nn.LayerNorm(fan_out).state_dict().items()}
+        if name != "cls.transform":
+            state |= {f"{name}.decoder.{key}": value for key, value in nn.Linear(fan_out, 1).state_dict().items()}
+    return state
+
+
 class ConfigNode(OrderedDict):
     """Stands for the class of the training configuration in published checkpoints, which has this name and module."""
 
@@ -179,8 +201,9 @@ ConfigNode.__module__ = "pythia.utils.configuration"
 
 
 def write_checkpoint(path: str | Path, model: TAP) -> None:
-    """Write `model` as its published training does: weights, the optimiser's state, and the configuration."""
-    state = model.state_dict()
+    """Write `model` as its published training does: weights, those of its pre-training's heads, the optimiser's state,
+    and the configuration."""
+    state = model.state_dict() | pretraining_heads(model)
     names = [name for name, _ in model.named_parameters()]
     moments = {i: {"step": 9, "exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1)} for i in range(len(names))}
     config = ConfigNode(model="m4c_split", training_parameters=ConfigNode(batch_size=128, lr_steps=[14000, 19000]))

@@ -2,6 +2,7 @@
 
 import json
 import pickletools
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,15 +11,25 @@ import numpy as np
 import pytest
 import torch
 from rehearsal import rehearse as rehearsal
-from rehearsal.tap_files import ANSWERS, PIECES, PYTHON_2, write_checkpoint, write_fasttext, write_tap_files
+from rehearsal.tap_files import (
+    ANSWERS,
+    PIECES,
+    PYTHON_2,
+    pretraining_heads,
+    write_checkpoint,
+    write_fasttext,
+    write_labels,
+    write_tap_files,
+)
 
 import lfpr
 from lfpr.experiments import Cell
-from lfpr.files import CheckpointError
+from lfpr.files import CheckpointError, DataError
+from lfpr.released import load_scores
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPDataset, batches, check
 from lfpr.tap.evaluate import evalai, predict
-from lfpr.tap.layout import FASTTEXT, LAYOUTS
+from lfpr.tap.layout import FASTTEXT, LABELS, LAYOUTS
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.vectors import FastText
 
@@ -91,7 +102,7 @@ def test_checkpoints_with_a_training_configuration_are_read(tmp_path, monkeypatc
     with pytest.raises(Exception, match=r"pythia\.utils\.configuration\.ConfigNode"):  # the point of reading it our way
         torch.load(path, weights_only=True)
     state = read_checkpoint(path)
-    assert state.keys() == model.state_dict().keys()
+    assert state.keys() == model.state_dict().keys() | pretraining_heads(model).keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -116,6 +127,65 @@ def test_stages_run_on_the_profile_full(files, tmp_path):
     answers = predict(model, test, 2)  # the last batch is one question about an image without OCR tokens
     assert [entry["question_id"] for entry in evalai(answers, test)] == [0, 1, 2]
     assert exp.task.predict(model, test) == answers
+    rrc, to_evalai = exp.task.submit(model, tmp_path / "test.json")
+    assert to_evalai.name == "test_evalai.json" and json.loads(to_evalai.read_text()) == evalai(answers, test)
+    assert [set(entry) for entry in json.loads(rrc.read_text())] == [{"question_id", "answer"}] * 3
+
+
+def test_the_profile_full_is_lfpr_as_published(files, tmp_path, monkeypatch):
+    """Its questions and its answers where its files are there, in the folder of either of its documents; its files."""
+    if files[0] == "textvqa":
+        pytest.skip("as for ST-VQA, at three times the layers")
+    dataset, root = files[0], tmp_path / "data"
+    shutil.copytree(files[1] / "data", root)
+    (root / "original_dl/m4c_stvqa").mkdir()
+    score = root / LAYOUTS[dataset, "score"].imdb
+    score.parent.rename(root / "original_dl/m4c_stvqa/calculate_score")
+    options = {"runs": tmp_path / "runs", "data_root": root, "checkpoint": files[1] / "tap.ckpt"}
+    exp = lfpr.open_experiment("tap-stvqa", "full", released_files=True, **options)
+    settings, task = exp.settings, exp.task
+    assert (settings.scoring, settings.sample_set, settings.labels, settings.targets) == (
+        *("released", "auto", "auto", "spelled"),
+    )
+    cell = exp.cell(Cell(constraint=0.4))
+    assert task.scored(cell).path == root / "original_dl/m4c_stvqa/calculate_score" / score.name
+    own = exp.amounts(cell), task.amounts(cell)[0]
+    assert own[1]["targets"] == "spelled" and "labels" not in own[1] and own[0] == {"percent": 90, "last_layers": 3}
+
+    labels = root / "original_dl/m4c_stvqa" / LABELS.format("TAP", 90)
+    write_labels(root, dataset, labels, 4, task.data("train").vocab.words[10])
+    assert task.amounts(cell)[0]["labels"] and task.amounts(cell)[0] != own[1]
+    assert "labels" not in task.amounts(exp.cell(Cell(constraint=0.4, percent=50)))[0]
+    monkeypatch.setattr(TAP, "generate", None)  # no question is answered anew
+    teacher = exp.teach(cell)
+    assert teacher.result == {"questions": 4, "file": str(labels.relative_to(root))}
+    data = next(iter(task.training(task.model, cell)["batches"]))
+    assert sorted(data["index"].tolist()) == [0, 1, 2, 3]  # whole, though it is 90 % of the questions already
+    assert (data["previous"][:, 1] != 0).all() and (data["loss_mask"].sum(1) == 2).all()
+    monkeypatch.undo()
+    task.model.eval()
+
+    stage = exp.retrain(cell)
+    assert stage.result["questions"] == 4 and stage.result["iterations"] == 1 and stage.result["percent"] == 90
+    made = task.stage("importance", exp.sample_key(cell), None)
+    gradients, step = load_scores(made.folder / "score")
+    assert len(gradients.heads) == 1 and step == made.result["step"] and made.result["samples"] == 6
+    state = read_checkpoint(files[1] / "tap.ckpt")
+    for folder in (exp.prune(cell).folder, stage.folder):
+        pruned = read_checkpoint(folder / "pruned_model.ckpt")
+        masks = {name for name in pruned if name.endswith(("head_mask.mask", "ffn_mask.mask"))}
+        assert pruned.keys() == state.keys() | masks and len(masks) == 8  # what LFPR's trainers load strictly
+        assert all((pruned[name] == 1).all() for name in masks)
+        small = lfpr.released.load_tap(folder, task.config)
+        assert small.state_dict().keys() == lfpr.load_pruned(folder / "model").state_dict().keys()
+    delta = stage.folder / "delta.safetensors"
+    assert stage.result["delta_megabytes"] == delta.stat().st_size / 1e6 < stage.result["parameters"]
+    made, kept = lfpr.load_delta(task.model, delta), lfpr.load_pruned(stage.folder / "model").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in made.state_dict().items())
+
+    scored = exp.with_settings(scores=exp.runs.folder.parent / "nowhere")
+    with pytest.raises(DataError, match="head_grads.npy: a score folder of LFPR has"):
+        scored.importance(cell)
 
 
 def test_other_word_vectors_are_other_runs(files, tmp_path):

@@ -2,12 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import small_tap as small
 import torch
 
 import lfpr
-from lfpr.released import scoring
+from lfpr.files import DataError
+from lfpr.released import load_scores, save_scores, scoring
 from lfpr.tap.objectives import label_free
 
 
@@ -91,3 +93,50 @@ def test_bad_parameters_are_named(tap):
             scoring.label_free(tap, 1, dropout)
     with pytest.raises(ValueError, match="step = 4: must be in 0 … 3"):
         scoring.label_free(tap, 4)
+
+
+def test_scores_are_written_as_pruning_reads_them(tap, batch, tmp_path):
+    found = gradients(tap, batch, scoring.label_free(tap, 1, 0.1))
+    save_scores(tmp_path / "score", found, 1)
+    assert sorted(path.name for path in (tmp_path / "score").iterdir()) == sorted(scoring.FILES)
+    head, ffn = (np.load(tmp_path / "score" / f"{part}_grads.npy") for part in ("head", "ffn"))
+    assert head.dtype == ffn.dtype == np.float32 and head.shape == (1, 2, 4) and ffn.shape == (1, 2, 32)
+    assert (tmp_path / "score/tmax_q2.txt").read_text() == "1"
+    # LFPR's pruning.py sums squares over the first dimension, whatever a row is of
+    samples = gradients(tap, batch, label_free(tap, 1), per_sample=True)
+    save_scores(tmp_path / "score", samples, 1)
+    summed = torch.tensor(np.load(tmp_path / "score/head_grads.npy")).pow(2).sum(dim=0)
+    torch.testing.assert_close(summed.double(), samples.importance().heads)
+    (tmp_path / "score/tmax_q2.txt").write_text(" 3\n")
+    loaded, step = load_scores(tmp_path / "score")
+    assert loaded.equal(samples) and step == 3
+
+
+def test_score_folders_are_checked(tmp_path):
+    heads, neurons = torch.ones(2, 3, 4), torch.ones(2, 3, 5)
+    whole = lfpr.MaskGradients(heads, neurons)
+
+    def refused(message, **files):
+        folder = tmp_path / "score"
+        save_scores(folder, whole, 2)
+        for name, content in files.items():
+            path = folder / {"heads": "head_grads.npy", "neurons": "ffn_grads.npy", "step": "tmax_q2.txt"}[name]
+            if content is None:
+                path.unlink()
+            elif isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                np.save(path, content, allow_pickle=True)
+        with pytest.raises(DataError, match=message):
+            load_scores(folder)
+
+    for name, file in (("heads", "head_grads"), ("neurons", "ffn_grads"), ("step", "tmax_q2")):
+        refused(rf"no file .*{file}\.(npy|txt): a score folder of LFPR has head_grads", **{name: None})
+    refused(r"head_grads\.npy is not a complete \.npy file", heads=b"")
+    refused(r"head_grads\.npy is not a complete \.npy file", heads=np.array([{"a": 1}], object))  # a pickle, not run
+    refused(r"head_grads\.npy: expected floats .*, found float32 \[3, 4\]", heads=heads[0].numpy())
+    refused(r"ffn_grads\.npy: expected floats .*, found int64", neurons=np.ones((2, 3, 5), np.int64))
+    refused(r"ffn_grads\.npy: NaN or infinite gradients", neurons=np.full((2, 3, 5), np.nan, np.float32))
+    refused(r"head_grads\.npy \[1, 3, 4\] and ffn_grads\.npy \[2, 3, 5\] must agree", heads=heads[:1].numpy())
+    for text in (b"", b"1.0", b"-1", b"two"):
+        refused(r"tmax_q2\.txt: expected the decoding step, a whole number, found", step=text)

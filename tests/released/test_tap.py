@@ -8,11 +8,13 @@ import pytest
 import small_models as small
 import torch
 from reference import rules
+from rehearsal.tap_files import write_checkpoint
 
 from lfpr.encoder import prunable
 from lfpr.files import CheckpointError
 from lfpr.released import load_tap, save_tap
 from lfpr.shrink import fold, shrink
+from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.model import TAP, TAPConfig
 
 CONFIG = TAPConfig(text_layers=1, mmt_layers=2, text_vocab_size=1000, num_answers=120)
@@ -102,6 +104,24 @@ def test_trained_masks_are_written_and_folded_on_reading(pruned, tmp_path):
     assert all(torch.equal(value, pruned.state_dict()[name]) for name, value in loaded.state_dict().items())
     with pytest.raises(ValueError, match=r"masks\.heads: shapes"):
         save_tap(pruned, tmp_path / "b", SimpleNamespace(heads=scales.neurons, neurons=scales.heads))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_strict_reader_finds_all_that_the_unpruned_checkpoint_has(pruned, tmp_path):
+    torch.manual_seed(0)
+    write_checkpoint(tmp_path / "tap.ckpt", TAP(SMALL))
+    whole = read_checkpoint(tmp_path / "tap.ckpt")
+    others = whole.keys() - pruned.state_dict().keys()
+    assert {name.split(".")[0] for name in others} == {"cls", "pollute_cls", "overlap_cls"}
+    save_tap(pruned, tmp_path, unpruned=tmp_path / "tap.ckpt")
+    written = torch.load(tmp_path / "pruned_model.ckpt", weights_only=True)["model"]
+    assert written.keys() == whole.keys() | {name for i in range(2) for name in names(i)}
+    assert all(torch.equal(written[name], whole[name]) for name in others)
+    assert all(torch.equal(written[name], value) for name, value in pruned.state_dict().items())
+    loaded = load_tap(tmp_path, SMALL)
+    assert loaded.state_dict().keys() == pruned.state_dict().keys()
+    with pytest.raises(CheckpointError, match=r"none\.ckpt does not exist"):
+        save_tap(pruned, tmp_path / "b", unpruned=tmp_path / "none.ckpt")
     assert not (tmp_path / "b").exists()
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from tap.test_data import ANSWERS, PIECES, SIZES, V, load, write
 
 from lfpr.paper.pictures.questions import marked, show_questions
-from lfpr.tap.evaluate import answers, evalai, evaluate, predict, write_evalai
+from lfpr.tap.evaluate import answers, evalai, evaluate, predict, write_evalai, write_rrc
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.text import Answer
 
@@ -97,14 +97,23 @@ def test_questions_without_answers_are_not_scored_but_submitted(tmp_path, data):
     given = predict(Says(), test, 2)
     entries = evalai(given, test)
     assert [entry["question_id"] for entry in entries] == [7, 8, 9, 10]
-    if data.dataset == "textvqa":  # as M4C writes it
-        assert entries[0] == {"question_id": 7, "image_id": "a", "answer": "stop bus", "pred_source": ["OCR", "VOCAB"]}
-    else:  # task 3 of the Robust Reading Competition
-        assert entries[0] == {"question_id": 7, "answer": "stop bus"}
+    assert entries[0] == {"question_id": 7, "image_id": "a", "answer": "stop bus", "pred_source": ["OCR", "VOCAB"]}
     write_evalai(tmp_path / "made/answers.json", given, test)
     assert json.loads((tmp_path / "made/answers.json").read_text()) == entries
     with pytest.raises(ValueError, match="got 3 for the 4 questions"):
         evalai(given[:3], test)
+    if data.dataset == "textvqa":
+        with pytest.raises(
+            ValueError, match="questions of textvqa, the Robust Reading Competition asks those of stvqa"
+        ):
+            write_rrc(tmp_path / "rrc.json", given, test)
+        return
+    write_rrc(tmp_path / "rrc.json", given, test)
+    wanted = [(7, "stop bus"), (8, "stop"), (9, "w3 w0"), (10, "<pad>")]
+    expected = [{"question_id": question, "answer": answer} for question, answer in wanted]
+    assert json.loads((tmp_path / "rrc.json").read_text()) == expected
+    with pytest.raises(ValueError, match="got 3 for the 4 questions"):
+        write_rrc(tmp_path / "rrc.json", given[:3], test)
 
 
 def test_copied_words_are_marked():

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 
 from lfpr.files import DataError
 from lfpr.tap.data import TAPDataset, batches, check
-from lfpr.tap.layout import LAYOUTS, InputSizes, info_path, read_imdb
+from lfpr.tap.layout import LABELS, LAYOUTS, SCORE_SET, Files, InputSizes, info_path, read_imdb
 from lfpr.tap.pickles import load_dict, load_npy
 from lfpr.tap.text import phoc
 from lfpr.tap.vectors import HashedNgrams
@@ -282,6 +282,51 @@ def test_released_labels_are_an_imdb(root, dataset):
     save_objects(path, predicted, (1,))
     data = load(root, dataset, targets=True, labels=path)
     assert len(data) == 1 and data[0]["previous"].tolist() == [1, ANSWERS.index("bus"), 0, 0]
+    assert Files(root, dataset, "train").released(LABELS.format("TAP12_predicted_labels", 60)).path == path
+
+
+def test_released_files_are_found_where_either_document_has_them(tmp_path):
+    """LFPR's configurations and its README name different folders for ST-VQA."""
+    named, other = (
+        tmp_path / folder / SCORE_SET for folder in ("original_dl/ST-VQA/m4c_stvqa", "original_dl/m4c_stvqa")
+    )
+    nowhere = Files(tmp_path, "stvqa", "train").released(SCORE_SET)
+    assert nowhere.path is None and nowhere.places[0] == named == tmp_path / LAYOUTS["stvqa", "score"].imdb
+    for path in (other, named):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert Files(tmp_path, "stvqa", "train").released(SCORE_SET).path == path
+    places = Files(tmp_path, "textvqa", "train").released(SCORE_SET).places
+    assert places[0] == tmp_path / LAYOUTS["textvqa", "score"].imdb
+
+
+def test_an_imdb_from_elsewhere_is_read_in_its_order(root, dataset, tmp_path):
+    path = tmp_path / "elsewhere.npy"
+    save_objects(path, [rows(dataset)[i] for i in (2, 0)], (2,))
+    data = load(root, dataset, split="score", imdb=path, targets=True)
+    assert [record["question_id"] for record in data.records] == [9, 7] and data.path == path
+    assert data[1]["previous"].tolist() == load(root, dataset, targets=True)[0]["previous"].tolist()
+
+
+def test_answers_in_words_are_spelled_as_published(root, dataset):
+    """LFPR makes targets of a model's answer as of ten people's: each word from the vocabulary and from every equal
+    token, the first step by all of them, the rest along one sequence; what was decoded makes one sequence alone."""
+    stop, bus, eos = (ANSWERS.index(word) for word in ("stop", "bus", "</s>"))
+    words = load(root, dataset, targets=True, labels={7: "stop bus"})[0]
+    decoded = load(root, dataset, targets=True, labels={7: [V, bus, eos, 0]})[0]
+    assert words["targets"].nonzero().tolist() == [[0, stop], [0, V], [1, bus], [2, eos]]  # the token "STOP," is V
+    assert decoded["targets"].nonzero().tolist() == [[0, V], [1, bus], [2, eos]]
+    # NumPy's RandomState(0) chooses among the twenty sequences of ten equal answers, two each, the even ones in the
+    # vocabulary
+    first = (stop, V)[np.random.RandomState(0).choice(20) % 2]
+    assert words["previous"].tolist() == [1, first, bus, 0]
+    assert words["loss_mask"].tolist() == decoded["loss_mask"].tolist() == [1, 1, 1, 0]
+    ten = [rows(dataset)[0] | {"answers": ["Stop, bus"] * 10}]
+    save_objects(root / "labels.npy", ten, (1,))
+    human = load(root, dataset, targets=True, labels=root / "labels.npy")[0]
+    assert all(torch.equal(words[name], human[name]) for name in ("targets", "previous", "loss_mask"))
+    nothing = load(root, dataset, targets=True, labels={7: ""})[0]  # an empty answer is no target there, but is here
+    assert not nothing["loss_mask"].any() and load(root, dataset, targets=True, labels={7: [eos]})[0]["loss_mask"].any()
 
 
 def test_selection(root, dataset):

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from lfpr.experiments.specs import Way
 from lfpr.paper.labels import BLUE, CONTROLS, RED, about, method_label, score_label, spec_of
-from lfpr.paper.published_numbers import COMPARED, CONSTRAINTS, EXPERIMENT, PUBLISHED, UNPRUNED
+from lfpr.paper.published_numbers import COMPARED, CONSTRAINTS, DOLLARS_PER_HOUR, EXPERIMENT, PUBLISHED, UNPRUNED
 from lfpr.paper.registry import figure, table
 from lfpr.paper.schema import main_method, over_seeds, scores, select
 from lfpr.paper.style import DOUBLE, RANGE, REFERENCE, SINGLE, draw_line, shades
@@ -169,7 +169,9 @@ def _draw_bars(panel: Axes, rows: pd.DataFrame, colors: Mapping[str, str]) -> No
     caption=lambda results: (
         "Published results of TAP on TextVQA (Poh, Chan, Lim, Pattern Recognition Letters 183, 2024; GPU hours on two "
         f"V100 or Titan Xp) beside those here: {about(results, EXPERIMENT)}, minutes of retraining. Drop: points below "
-        "unpruned."
+        "unpruned. The paper's L1 prunes during training, another method than magnitude with ReSt. Dollars here: the "
+        f"minutes at the paper's {DOLLARS_PER_HOUR:.2f} an hour of two Titan Xp. MB: the file of the whole model; "
+        "delta: of mask values and of what retraining changed, as the paper's 20.1 and 43.9 MB of LFPR are."
     ),
     when=lambda results: (results.experiment == EXPERIMENT).any(),
 )
@@ -177,22 +179,29 @@ def comparison_table(results: pd.DataFrame, experiment: str = EXPERIMENT) -> pd.
     """The paper's table of methods at 80 % and 40 % kept (`PUBLISHED`) and this project's numbers beside it.
 
     Drops are points below the unpruned model. The paper's time is GPU hours of pruning and retraining, ours minutes of
-    retraining. "–": not published, or not run.
+    retraining, its cost dollars of cloud computing, ours those of the minutes at its rate. Of several variants that a
+    row may show, the first one that was run is taken. "–": not published, or not run.
     """
     unpruned, rows = scores(results, experiment, variants=True)
     whole = select(results, "results", experiment=experiment, method="unpruned")
-    table = {("100 %", "Unpruned"): _published(*UNPRUNED, None, None) | _ours(whole, unpruned)}
+    table = {("100 %", "Unpruned"): _published(*UNPRUNED, None, None, None) | _ours(whole, unpruned)}
     for constraint in CONSTRAINTS:
-        for method, (label, variant, retrained) in COMPARED.items():
-            here = (rows.method == method) & (rows.variant == variant) & (rows.retrained == retrained)
+        for method, (labels, retrained) in COMPARED.items():
+            here = (rows.method == method) & (rows.retrained == retrained)
             here &= (rows.heuristic == "sum") & (rows.constraint == constraint)
-            numbers = PUBLISHED.get((method, constraint), (None,) * 4)
-            table[f"{100 * constraint:g} %", label] = _published(*numbers) | _ours(rows[here], unpruned)
+            variant = next((name for name in labels if (rows.variant[here] == name).any()), next(iter(labels)))
+            numbers = PUBLISHED.get((method, constraint), (None,) * 5)
+            ours = _ours(rows[here & (rows.variant == variant)], unpruned)
+            table[f"{100 * constraint:g} %", labels[variant]] = _published(*numbers) | ours
     return text_table(table, ["Kept", "Method"])
 
 
 def _published(
-    parameters: float | None, accuracy: float | None, hours: float | None, megabytes: float | None
+    parameters: float | None,
+    accuracy: float | None,
+    hours: float | None,
+    dollars: float | None,
+    megabytes: float | None,
 ) -> dict[str, str]:
     drop = None if accuracy is None else UNPRUNED[1] - accuracy
     return {
@@ -200,6 +209,7 @@ def _published(
         "Paper: accuracy": number(accuracy, ".2f"),
         "Paper: drop": number(drop, ".2f"),
         "Paper: GPU hours": number(hours, ".2f"),
+        "Paper: dollars": number(dollars, ".4g"),
         "Paper: MB": number(megabytes, "g"),
     }
 
@@ -214,5 +224,7 @@ def _ours(rows: pd.DataFrame, unpruned: float) -> dict[str, str]:
         "Here: accuracy": mean_cell(point),
         "Here: drop": number(100 * (unpruned - point.mean), ".1f"),
         "Here: minutes": number(rows.minutes.mean(), ".2f"),
+        "Here: dollars": number(rows.minutes.mean() / 60 * DOLLARS_PER_HOUR, ".2g"),
         "Here: MB": number(rows.megabytes.mean(), ".2f"),
+        "Here: delta MB": number(rows.delta_megabytes.mean(), ".2f"),
     }
