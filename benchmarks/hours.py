@@ -1,0 +1,92 @@
+"""How long a grid takes on one GPU, estimated from what its stages compute.
+
+    python benchmarks/hours.py [--grid published] [--tflops 10] [--rate 200]
+
+Counts the floating-point operations of every stage of the plan at the real sizes (TAP: 170 text, 100 object and 100 OCR
+positions, an upper bound; ViT-B/16: 197 tokens) and divides them by --tflops, what a GPU sustains in float32, and adds
+the reading of questions and images at --rate a second. Not a measurement: `gpu.py` measures the stages on your machine,
+and `python -m lfpr plan` knows what notebooks took once some have run. Prints a Markdown table.
+"""
+
+import argparse
+from pathlib import Path
+
+from lfpr.experiments.grid import cells, load_grid
+from lfpr.experiments.methods import METHODS
+from lfpr.experiments.schedule import SUM, schedule
+from lfpr.experiments.specs import SPECS
+
+QUESTIONS = {"textvqa": (34_602, 5_000), "stvqa": (23_446, 2_628)}  # training and validation questions
+IMAGES = 118_287, 5_000
+LAYER = 4 * 768**2 + 2 * 768 * 3072  # multiply-accumulates of a token
+PASSES = {"released": 5, "batched": 4, "per-sample": 4}
+"""Forward passes that an importance is worth: the time step's, those up to it, and a backward pass as two."""
+
+
+def tap(name: str, plan: dict) -> tuple[float, float]:
+    """Floating-point operations, and questions read."""
+    train, val = QUESTIONS[SPECS[name].arguments["dataset"]]
+    text, layers = (SPECS[name].arguments[key] for key in ("text_layers", "mmt_layers"))
+    before = 2 * (170 * text * LAYER + 200 * (2048**2 + 768 * 2500))
+    mmt = 2 * layers * 382 * (LAYER + 382 * 768 * 2)
+    work, read, sampled = (before + mmt) * train + before * val, train + val, set()
+    for planned in cells(plan):
+        cell = planned.cell
+        kept = cell.constraint or 1 - (cell.percentile or 0) / 100
+        sample = cell.method, cell.seed, cell.scoring, cell.num_samples
+        if METHODS[cell.method].gradients and sample not in sampled:
+            sampled.add(sample)
+            count = cell.num_samples or 3000
+            work, read = work + PASSES[cell.scoring or "released"] * count * (before + mmt), read + 2 * count
+        work += (len(planned.stages) + ("pruned" not in planned.stages)) * val * mmt * kept
+        if cell.rescaled:
+            work, read = work + 4 * 512 * (before + mmt), read + 512
+        if "retrained" in planned.stages:
+            count = train * schedule(name, cell.constraint, cell.percentile)[0] / 100
+            work, read = work + 3 * count * (before + mmt * kept), read + count
+    return work, read
+
+
+def clip(name: str, plan: dict) -> tuple[float, float]:
+    """Floating-point operations, and images read."""
+    image, train, val = 2 * 12 * 197 * (LAYER + 197 * 768 * 2), *IMAGES
+    work, read, sampled = image * (train + val), train + val, set()
+    for planned in cells(plan):
+        cell = planned.cell
+        kept, count = cell.constraint or 0.9, cell.num_samples or 8192
+        sample = cell.method, cell.seed
+        if cell.method == "sensitivity":
+            count = 128
+        if sample not in sampled and METHODS[cell.method].sampled:
+            sampled.add(sample)
+            passes = 3 * 12 if cell.method == "sensitivity" else 4
+            work, read = work + passes * count * image, read + count * passes / 3
+        fitted = {"released": 8192, False: 0}.get(cell.rescaled, 0 if cell.method == "sensitivity" else 1024)
+        work += fitted * (4 * image + 12 * 197 * 2 * (3072 * kept) ** 2)
+        work, read = work + val * image * kept * len(planned.stages), read + fitted + val * len(planned.stages)
+        if "retrained" in planned.stages:
+            work, read = work + 3 * 0.65 * train * image * kept, read + 0.65 * train
+    return work, read
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--grid", default="published", help="of workflow/grid.yaml")
+    parser.add_argument("--tflops", type=float, default=10, help="10¹² float32 operations a second")
+    parser.add_argument("--rate", type=float, default=200, help="questions or images read a second")
+    arguments = parser.parse_args()
+    grid = load_grid(f"{Path(__file__).parents[1] / 'workflow' / 'grid.yaml'}:{arguments.grid}")
+    print("| experiment | pruned models | retrained | 10¹⁵ operations | hours, estimated |\n|---|---|---|---|---|")
+    total = 0.0
+    for name, plan in grid.items():
+        work, read = (tap if name in SUM else clip)(name, plan)
+        hours = (work / (arguments.tflops * 1e12) + read / arguments.rate) / 3600
+        total += hours
+        planned = cells(plan)
+        counts = len({each.cell for each in planned}), sum("retrained" in each.stages for each in planned)
+        print(f"| {SPECS[name].title} | {counts[0]} | {counts[1]} | {work / 1e15:.1f} | {hours:.1f} |")
+    print(f"| all | | | | {total:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
