@@ -152,7 +152,7 @@ def test_the_profile_full_is_lfpr_as_published(files, tmp_path, monkeypatch):
     own = exp.amounts(cell), task.amounts(cell)[0]
     assert own[1]["targets"] == "spelled" and "labels" not in own[1] and own[0] == {"percent": 90, "last_layers": 3}
 
-    labels = root / "original_dl/m4c_stvqa" / LABELS.format("TAP", 90)
+    labels = root / "original_dl/m4c_stvqa" / LABELS.format("TAP_predicted_labels", 90)
     write_labels(root, dataset, labels, 4, task.data("train").vocab.words[10])
     assert task.amounts(cell)[0]["labels"] and task.amounts(cell)[0] != own[1]
     assert "labels" not in task.amounts(exp.cell(Cell(constraint=0.4, percent=50)))[0]
