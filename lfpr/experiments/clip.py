@@ -34,11 +34,16 @@ from lfpr.experiments.task import Task
 from lfpr.files import CheckpointError, shipped, write_whole
 from lfpr.masks import Masks
 from lfpr.mini.coco import write_coco
+from lfpr.released.clip import BATCH, SENSITIVITY_FIRST, draw
 from lfpr.save import save_pruned, without_progress_bar
 from lfpr.training.retrain import ReSt
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
+
+
+CONTRASTIVE = ("fisher", "sensitivity")
+"""Methods by gradients of the contrastive loss, which reads captions."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,24 @@ class CLIPSettings:
 
     num_samples: training images, with their first captions, behind the importance, in batches of `score_batch` (the
     contrastive loss compares within a batch); scoring: "per-sample" label-free gradients per image, which give a better
-    importance and take 4 bytes for each image and mask, or "batched". rescale_samples, rescale_batch, ridge: of the
-    least-squares mask tuning (`lfpr.rescale`). rest: learning rates of the distillation, which makes `retrain_passes`
-    passes, whole or in part, over `retrain_images` training images (0: all) or a share of them, in batches of
-    `retrain_batch`, at least one, with a checkpoint after every `checkpoint_every`. eval_batch: images or captions
-    encoded at a time; num_eval: validation images, all if 0; eval_captions: their "first" captions, as published, or
-    "all". shortlist: m, images that the full model re-ranks; reranked: f, the published share of images that it is
-    assumed ever to encode. workers: at most how many processes decode images; on_error: "stop" at a broken image or
-    "skip" it. train_images, val_images: of the mini data.
+    importance and take 4 bytes for each image and mask, "batched", or "released": one per batch of 32, the samples
+    those that the fork for CLIP draws (`lfpr.released.draw`). sensitivity_samples: as num_samples, of sensitivity
+    pruning; sensitivity_seed: of its study. rescale_samples, rescale_batch, ridge: of the least-squares mask tuning
+    (`lfpr.rescale`). rest: learning rates of the distillation, which makes `retrain_passes` passes, whole or in part,
+    over `retrain_images` training images (0: all) or a share of them, in batches of `retrain_batch`, at least one, with
+    a checkpoint after every `checkpoint_every`. eval_batch: images or captions encoded at a time; num_eval: validation
+    images, all if 0; eval_captions: their "first" captions, as published, or "all". shortlist: m, images that the full
+    model re-ranks; reranked: f, the published share of images that it is assumed ever to encode. first_level: another
+    CLIP, a folder or hub id, whose ranking comes before the pruned model's in one more cascade, of three levels;
+    shortlists: how many images each of the later two re-ranks. released_files: keep each model as the fork's files,
+    too. workers: at most how many processes decode images; on_error: "stop" at a broken image or "skip" it.
+    train_images, val_images: of the mini data.
     """
 
     num_samples: int
     score_batch: int
     scoring: str
+    sensitivity_samples: int
     rescale_samples: int
     rescale_batch: int
     rest: ReSt
@@ -73,23 +83,30 @@ class CLIPSettings:
     eval_captions: str = "first"
     shortlist: int = 50
     reranked: float = 0.1
+    first_level: str | None = None
+    shortlists: tuple[int, int] = (50, 25)
+    released_files: bool = False
+    sensitivity_seed: int = 0
     workers: int = 0
     on_error: str = "stop"
     train_images: int = 0
     val_images: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("scoring", self.scoring, SCORINGS[:2])
+        check_choice("scoring", self.scoring, SCORINGS)
         check_choice("eval_captions", self.eval_captions, ("first", "all"))
         check_choice("on_error", self.on_error, coco.ON_ERROR)
         sizes = ("num_samples", "score_batch", "rescale_samples", "rescale_batch", "retrain_batch", "eval_batch")
-        for name in (*sizes, "shortlist"):
+        for name in (*sizes, "shortlist", "sensitivity_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         if not self.retrain_passes > 0:
             raise ValueError(f"retrain_passes = {self.retrain_passes}: must be above 0")
         if not 0 <= self.reranked <= 1:
             raise ValueError(f"reranked = {self.reranked}: must be in [0, 1]")
+        lists = self.shortlists
+        if len(lists) != 2 or not all(isinstance(m, int) for m in lists) or not lists[0] >= lists[1] >= 1:
+            raise ValueError(f"shortlists = {lists}: must be two whole numbers, the first at least the second, from 1")
 
 
 class Reference(NamedTuple):
@@ -108,6 +125,7 @@ class CLIPTask(Task):
             num_samples=1024,
             score_batch=32,
             scoring="per-sample",
+            sensitivity_samples=1024,
             rescale_samples=256,
             rescale_batch=64,
             rest=ReSt(last_layers=2, lr=1e-3, mask_lr=1e-2, clip=1.0, cosine=True),
@@ -115,13 +133,16 @@ class CLIPTask(Task):
             retrain_passes=2.5,
             eval_batch=250,
             shortlist=10,  # of 1,000 images: the share that 50 are of COCO's 5,000
+            shortlists=(10, 5),
             train_images=3000,
             val_images=1000,
         ),
         "full": CLIPSettings(
             num_samples=8192,
             score_batch=32,
-            scoring="batched",
+            scoring="released",
+            sensitivity_samples=128,
+            sensitivity_seed=8,
             rescale_samples=1024,
             rescale_batch=32,
             rest=ReSt(last_layers=2, lr=1e-5, mask_lr=1e-3, clip=1.0, cosine=True),
@@ -246,24 +267,31 @@ class CLIPTask(Task):
 
     def sampling(self, cell: Cell) -> dict[str, Any]:
         """Number of images, batch and scoring. Raises ValueError for a scoring or step that CLIP does not have."""
-        check_choice("scoring", cell.scoring, SCORINGS[:2])
         if cell.step is not None:
             raise ValueError(f"step = {cell.step}: {self.spec.name} decodes no steps")
-        return {"num_samples": cell.num_samples, "batch": self.settings.score_batch, "scoring": cell.scoring}
+        batch = BATCH if cell.scoring == "released" else self.settings.score_batch
+        return {"num_samples": cell.num_samples, "batch": batch, "scoring": cell.scoring}
+
+    def drawn(self, cell: Cell) -> dict[str, list[int]]:
+        """Which training images, or captions of them, are behind the importance: options of `data`."""
+        if cell.scoring != "released":
+            return {"indices": self.sample("train", cell.num_samples, cell.seed)}
+        first = SENSITIVITY_FIRST if cell.method == "sensitivity" else None
+        total = coco.count_annotations(self.root, "train")
+        return {"annotations": draw(total, cell.num_samples, cell.seed, first)}
 
     def batches(self, cell: Cell) -> Iterable[Batch]:
         """Training images, and the features that the method's objective needs."""
-        indices = self.sample("train", cell.num_samples, cell.seed)
-        if cell.method == "fisher":
-            data = self.data("train", indices=indices)
-            pairs = coco.batches(data, self.settings.score_batch, self.processor, **self.reading)
+        drawn, size = self.drawn(cell), self.sampling(cell)["batch"]
+        if cell.method in CONTRASTIVE:
+            pairs = coco.batches(self.data("train", **drawn), size, self.processor, **self.reading)
             return Attached(pairs, "text_features", lambda batch: text_features(self.model, batch), CAPTION)
-        images = self.images("train", self.settings.score_batch, indices=indices)
+        images = self.images("train", size, **drawn)
         return Attached(images, "image_features", lambda batch: image_features(self.model, batch))
 
     def objective(self, cell: Cell) -> Callable[[Batch], Tensor]:
-        """CLIP's contrastive loss (fisher), or the label-free objective."""
-        return contrastive(self.model) if cell.method == "fisher" else label_free(self.model)
+        """CLIP's contrastive loss (fisher, sensitivity), or the label-free objective."""
+        return contrastive(self.model) if cell.method in CONTRASTIVE else label_free(self.model)
 
     def per_sample(self, cell: Cell) -> bool:
         """As the cell says; the contrastive loss compares the images of a batch and has no gradient per sample."""
@@ -271,7 +299,8 @@ class CLIPTask(Task):
 
     def sample_numbers(self, cell: Cell) -> dict[str, Any]:
         """How many images."""
-        return {"samples": len(self.sample("train", cell.num_samples, cell.seed))}
+        (drawn,) = self.drawn(cell).values()
+        return {"samples": len(drawn)}
 
     @property
     def fit_options(self) -> dict[str, Any]:
@@ -282,6 +311,14 @@ class CLIPTask(Task):
         """Training images."""
         indices = self.sample("train", self.settings.rescale_samples, seed)
         return self.images("train", self.settings.rescale_batch, indices=indices)
+
+    def released_teacher(self, cell: Cell) -> None:
+        """The unpruned model."""
+        return None
+
+    def released_calibration(self, cell: Cell) -> coco.Batches:
+        """All images behind the importance."""
+        return self.images("train", BATCH, **self.drawn(cell))
 
     def run(self, batch: Batch) -> Tensor:
         """The tower's pooled output."""

@@ -6,7 +6,7 @@ need are stages, computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from lfpr.clip.objectives import Batch
 from lfpr.clip.retrieval import cascade as cascade_of
 from lfpr.clip.retrieval import eccv_metrics, image_speedup
 from lfpr.cost import MacCost
@@ -29,7 +28,6 @@ from lfpr.masks import Masks
 from lfpr.released import load_masks
 from lfpr.released import rescale as released_rescale
 from lfpr.save import load_pruned
-from lfpr.sensitivity import all_but_one
 
 Rows = list[dict[str, Any]]
 
@@ -79,7 +77,7 @@ def scoring(experiment: Experiment, seed: int = 0, constraint: float = 0.4) -> R
 # ---- CLIP
 
 
-def sensitivity(experiment: Experiment, seed: int = 0) -> Rows:
+def sensitivity(experiment: Experiment, seed: int | None = None) -> Rows:
     """All-but-one: step by step, one more layer keeps only its most important head (`lfpr.sensitivity`).
 
     Two rows per step, rescaled and not: heads `removed`, `fraction` of MACs, recall.
@@ -87,37 +85,33 @@ def sensitivity(experiment: Experiment, seed: int = 0) -> Rows:
     return sensitivity_walk(experiment, seed).result["steps"]
 
 
-def sensitivity_walk(experiment: Experiment, seed: int = 0) -> Stage:
-    """The stage behind `sensitivity`, each step a stage of its own, so that an interrupted walk goes on.
+def sensitivity_walk(experiment: Experiment, seed: int | None = None) -> Stage:
+    """The stage behind `sensitivity`: what each step of the method's `walk` is worth, a stage each, so that an
+    interrupted study goes on. seed: by default `settings.sensitivity_seed`.
 
     Files: `masks-STEP.safetensors`, without rescaling.
     """
-    task, cell = experiment.task, experiment.cell(Cell("fisher", seed=seed))
+    task, layers = experiment.task, experiment.encoder.num_layers
+    seed = experiment.settings.sensitivity_seed if seed is None else seed
+    cell = experiment.cell(Cell("sensitivity", seed=seed, step=layers))
     key = {"seed": seed} | task.sampling(cell) | task.fitting | task.evaluation
 
     def build(folder: Path) -> dict:
-        batches, masks, rows = task.batches(cell), None, []
-        for number in range(1, experiment.encoder.num_layers + 1):
-            step = task.stage("step", key | {"step": number}, _step(experiment, cell, number, batches, masks))
-            masks = Masks.load(step.folder / "masks.safetensors")
+        rows = []
+        for number in range(1, layers + 1):
+            masks = experiment.searched(Cell("sensitivity", seed=seed, step=number))
             masks.save(folder / f"masks-{number}.safetensors")
-            rows += step.result["rows"]
+            rows += task.stage("step", key | {"step": number}, _step(experiment, seed, number, masks)).result["rows"]
         return {"steps": rows}
 
     return task.stage("sensitivity", key, build)
 
 
-def _step(
-    experiment: Experiment, cell: Cell, number: int, batches: Iterable[Batch], before: Masks | None
-) -> Callable[[Path], dict]:
+def _step(experiment: Experiment, seed: int, number: int, masks: Masks) -> Callable[[Path], dict]:
     def build(folder: Path) -> dict:
-        task, encoder = experiment.task, experiment.encoder
-        objective = task.objective(cell)
-        _, masks = next(all_but_one(encoder, batches, objective, before, progress="sensitivity"))
-        masks.save(folder / "masks.safetensors")
-        removed = encoder.num_layers * encoder.num_heads - sum(masks.heads_kept)
+        task, removed = experiment.task, int((masks.heads == 0).sum())
         about = {"step": number, "removed": removed, "fraction": experiment.cost.fraction(masks)}
-        variants = {False: masks, True: experiment.rescale(masks, cell.seed, folder=folder)}
+        variants = {False: masks, True: experiment.rescale(masks, seed, folder=folder)}
         return {"rows": [about | {"rescaled": key} | task.evaluate_masked(value) for key, value in variants.items()]}
 
     return build

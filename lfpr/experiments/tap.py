@@ -19,6 +19,7 @@ from lfpr.budget import check_choice
 from lfpr.cost import ParameterCost
 from lfpr.encoder import prunable
 from lfpr.experiments.cell import SCORINGS, Cell
+from lfpr.experiments.methods import given_file
 from lfpr.experiments.runs import Stage, file_hash
 from lfpr.experiments.schedule import schedule
 from lfpr.experiments.specs import ExperimentSpec
@@ -26,7 +27,7 @@ from lfpr.experiments.task import Task
 from lfpr.files import CheckpointError, shipped, write_json
 from lfpr.mini.datasets import write_tap
 from lfpr.progress import bar
-from lfpr.released import scoring
+from lfpr.released import load_masks, scoring
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPBatch, TAPDataset, batches, check
 from lfpr.tap.evaluate import compare, evaluate, first_logits, predict
@@ -285,7 +286,13 @@ class TAPTask(Task):
 
     def calibration(self, seed: int) -> Iterator[dict[str, Tensor]]:
         """Unlabelled training questions and the first two steps of their decoded answers."""
-        indices = self.sample("train", self.settings.rescale_samples, seed)
+        yield from self._begun(self.sample("train", self.settings.rescale_samples, seed))
+
+    def released_calibration(self, cell: Cell) -> Iterator[dict[str, Tensor]]:
+        """The questions behind the importance, as in `calibration`."""
+        yield from self._begun(self.sample("train", cell.num_samples, cell.seed))
+
+    def _begun(self, indices: list[int]) -> Iterator[dict[str, Tensor]]:
         for batch in batches(self.data("train", indices=indices), self.settings.score_batch):
             first = self.model.begin(len(batch["num_ocr"]))
             yield batch | {"previous": torch.cat([first, self.model.generate(batch, 1)[1]], 1)}
@@ -312,8 +319,12 @@ class TAPTask(Task):
         return self.stage("pseudo-labels", {"train_images": self.settings.train_images}, build)
 
     def amounts(self, cell: Cell) -> tuple[dict[str, Any], ReSt]:
-        """By default X percent of the questions and the last k layers of the published schedule."""
-        percent, layers = schedule(self.spec.name, cell.constraint, cell.percentile)
+        """By default X percent of the questions and the last k layers of the published schedule; of given masks, by what
+        they keep."""
+        constraint = cell.constraint
+        if cell.masks is not None:
+            constraint = self.cost.fraction(load_masks(given_file(cell), encoder=self.encoder))
+        percent, layers = schedule(self.spec.name, constraint, cell.percentile)
         percent = percent if cell.percent is None else cell.percent
         layers = layers if cell.last_layers is None else cell.last_layers
         rest = replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from lfpr.encoder import PrunableEncoder, prunable
 from lfpr.experiments.cell import Cell
 from lfpr.experiments.runs import Runs, Stage
 from lfpr.experiments.specs import ExperimentSpec
+from lfpr.masks import Masks
 from lfpr.save import save_pruned
 
 Batch = Any
@@ -147,6 +149,23 @@ class Task(ABC):
         """Options of `lfpr.rescale`."""
         return {}
 
+    def released_teacher(self, cell: Cell) -> Cell | None:
+        """The cell whose masks, searched and not rearranged, are the teacher of released rescaling; None is the
+        unpruned model. By default as Kwon et al. have it: at the square root of the share that is kept."""
+        if cell.percentile is not None:
+            kept = math.sqrt(1 - cell.percentile / 100)
+            return replace(cell, percentile=100 * (1 - kept))
+        return replace(cell, constraint=math.sqrt(cell.constraint))
+
+    def released_calibration(self, cell: Cell) -> Iterable[Batch]:
+        """The samples that released rescaling fits mask values on, for `run`."""
+        return self.calibration(cell.seed)
+
+    @property
+    def released_options(self) -> dict[str, Any]:
+        """Options of `lfpr.released.rescale`: its last FFN is not fitted on a first token alone, which classifies."""
+        return {"first_token": False}
+
     # ---- retraining
 
     @abstractmethod
@@ -176,6 +195,11 @@ class Task(ABC):
         """Save a pruned model in `folder/model`; its size and scores."""
         save_pruned(model.eval(), folder / "model")
         return self.describe(model) | self.evaluate(model)
+
+    def save_released(self, model: nn.Module, masks: Masks, cell: Cell, folder: Path) -> None:
+        """Write what the released code writes for a pruned or retrained model below `folder`, its stage's. Raises
+        ValueError if there is no such code."""
+        raise ValueError(f"released_files = True: there are no files of {self.spec.name} that others would read")
 
     @abstractmethod
     def compare(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
