@@ -6,13 +6,14 @@ image features are computed once: pruning leaves the text tower alone.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -31,10 +32,11 @@ from lfpr.encoder import prunable
 from lfpr.experiments.cell import SCORINGS, Cell
 from lfpr.experiments.runs import Stage, file_hash, fingerprint
 from lfpr.experiments.task import Task
-from lfpr.files import CheckpointError, shipped, write_whole
+from lfpr.files import CheckpointError, DataError, shipped, write_whole
 from lfpr.masks import Masks
 from lfpr.mini.coco import write_coco
-from lfpr.released.clip import BATCH, SENSITIVITY_FIRST, draw
+from lfpr.released.clip import BATCH, SENSITIVITY_FIRST, draw, save_clip
+from lfpr.released.masks import outputs, save_head_mask, save_masks
 from lfpr.save import save_pruned, without_progress_bar
 from lfpr.training.retrain import ReSt
 
@@ -157,8 +159,9 @@ class CLIPTask(Task):
     def _set_up(self, runs: Path, data_root, checkpoint) -> None:
         self.data_root = Path(data_root) if data_root else runs / "data" / "mscoco-mini"
         self.checkpoint = str(checkpoint or shipped(self.spec.name))
-        if not Path(self.checkpoint).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.checkpoint):
-            raise CheckpointError(f"checkpoint = {self.checkpoint}: neither a folder nor a hub id (see data/README.md)")
+        for name, model in (("checkpoint", self.checkpoint), ("first_level", self.settings.first_level)):
+            if model and not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+                raise CheckpointError(f"{name} = {model}: neither a folder nor a hub id (see data/README.md)")
 
     # ---- the model
 
@@ -205,8 +208,8 @@ class CLIPTask(Task):
         return image_features(model, batch)
 
     def check_batches(self) -> coco.Batches:
-        """64 validation images."""
-        return self.images("val", 32, indices=self.sample("val", 64, 0))
+        """64 validation images, or training images without any."""
+        return self.images(self.seen, 32, indices=self.sample(self.seen, 64, 0))
 
     # ---- images and captions
 
@@ -228,8 +231,24 @@ class CLIPTask(Task):
         folder = Path(self.checkpoint)
         files = {file.name: file_hash(file) for file in sorted(folder.glob("*")) if file.is_file()}
         model = fingerprint(files) if folder.is_dir() else f"{self.checkpoint}@{self.config._commit_hash}"
-        annotations = {split: file_hash(coco.annotation_file(self.root, split)) for split in coco.SPLITS}
+        splits = coco.SPLITS if self.unscored is None else ("train",)
+        annotations = {split: file_hash(coco.annotation_file(self.root, split)) for split in splits}
         return {"checkpoint": model} | annotations
+
+    @cached_property
+    def unscored(self) -> str | None:
+        """Which file of the validation split is not there, without which the rest works; None if nothing lacks."""
+        file, images = coco.annotation_file(self.root, "val"), coco.image_file(self.root, "val", "").parent
+        if not file.is_file():
+            return f"nothing is scored: there is no {file}"
+        return (
+            None if images.is_dir() and any(images.iterdir()) else f"nothing is scored: there are no images in {images}"
+        )
+
+    @property
+    def seen(self) -> str:
+        """The split that models are verified and timed on."""
+        return "val" if self.unscored is None else "train"
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -255,7 +274,11 @@ class CLIPTask(Task):
         return {"workers": self.workers, "on_error": self.settings.on_error}
 
     def check(self, split: str, limit: int | None = None) -> dict[str, Any]:
-        """What is in a split's files, and the images that cannot be used (see `lfpr.clip.coco.check`)."""
+        """What is in a split's files, and the images that cannot be used (see `lfpr.clip.coco.check`). Without a
+        validation split, `first_bad` says so."""
+        if split == "val" and self.unscored:
+            nothing = dict.fromkeys(("images", "captions", "strays", "checked", "bad"), 0)
+            return nothing | {"captions_per_image": (0, 0), "first_bad": self.unscored, "bad_images": {}}
         return coco.check(self.root, split, limit, max(1, self.workers))
 
     def sample(self, split: str, count: int, seed: int) -> list[int]:
@@ -372,8 +395,11 @@ class CLIPTask(Task):
     # ---- scores
 
     def features(self) -> Stage:
-        """The unpruned model's features of the validation images and captions, in `features.safetensors`."""
+        """The unpruned model's features of the validation images and captions, in `features.safetensors`. Raises
+        DataError without a validation split."""
         settings = self.settings
+        if self.unscored:
+            raise DataError(self.unscored)
 
         def build(folder: Path) -> dict:
             data = self.data("val", captions=settings.eval_captions, limit=settings.num_eval or None)
@@ -403,13 +429,24 @@ class CLIPTask(Task):
         recalls = recall(features, self.reference.texts.features, pairs=self.reference.pairs)
         return {"score": recalls["r1"], "questions": len(self.reference.pairs)} | recalls
 
+    @property
+    def _no_scores(self) -> dict[str, Any]:
+        """Instead of `score`, without a validation split: NaN, and `unscored`, why."""
+        recalls = {f"{way}r{k}": math.nan for way in ("", "i2t_") for k in (1, 5, 10)}
+        return {"score": math.nan, "questions": 0, "unscored": self.unscored} | recalls
+
     def baseline(self) -> Stage:
         """The unpruned model's recall."""
-        return self.stage("baseline", self.evaluation, lambda folder: self.score(self.reference.images.features))
+
+        def build(folder: Path) -> dict:
+            return self._no_scores if self.unscored else self.score(self.reference.images.features)
+
+        return self.stage("baseline", self.evaluation, build)
 
     def evaluate(self, model: CLIPModel) -> dict[str, Any]:
-        """Recall of `model`, whose text tower must be the unpruned one's (see `score`)."""
-        return self.score(self.encode(model).features)
+        """Recall of `model`, whose text tower must be the unpruned one's (see `score`); NaN without a validation
+        split."""
+        return self._no_scores if self.unscored else self.score(self.encode(model).features)
 
     def evaluate_masked(self, masks: Masks) -> dict[str, Any]:
         """Recall of the unpruned model under `masks`."""
@@ -418,14 +455,44 @@ class CLIPTask(Task):
 
     def save(self, model: CLIPModel, folder: Path) -> dict[str, Any]:
         """Save a pruned model and, in `features.safetensors`, its validation features; its size and recall."""
+        if self.unscored:
+            return super().save(model, folder)
         images = self.encode(model)
         save_encoded(folder / "features.safetensors", image=images)
         save_pruned(model.eval(), folder / "model")
         return self.describe(model) | self.score(images.features)
 
+    def save_released(self, model: CLIPModel, masks: Masks, cell: Cell, folder: Path) -> None:
+        """As the fork for CLIP: `outputs/openai/MODEL/mscoco/C/seed_S/{head_mask,neuron_mask}.pt`, or after a step of
+        sensitivity pruning `outputs/head_mask_I.pt`, and `pruned_models/vitB16_pruned_C_S.pt`, or `…_sensitivity_R.pt`
+        with R heads removed. C is the constraint, or the share kept."""
+        if cell.heads_removed is None:
+            share = round(self.cost.fraction(masks), 2) if cell.constraint is None else cell.constraint
+            save_masks(masks, outputs(folder, f"openai/{Path(self.checkpoint).name}", share, cell.seed))
+            name = f"{float(share)}_{cell.seed}"
+        else:
+            save_head_mask(masks, cell.heads_removed // (self.encoder.num_heads - 1), folder / "outputs")
+            if not torch.equal(masks.neurons, torch.ones_like(masks.neurons)):
+                save_masks(masks, folder / "outputs")
+            name = f"sensitivity_{cell.heads_removed}"
+        vision = self.config.vision_config
+        size = "B" if vision.hidden_size <= 768 else "L"
+        save_clip(model, folder / "pruned_models" / f"vit{size}{vision.patch_size}_pruned_{name}.pt")
+
     def compare(self, models: Mapping[str, CLIPModel]) -> dict[str, dict[str, float]]:
         """Size and speed side by side, on a batch of validation images (`lfpr.clip.retrieval`)."""
-        return compare(models, next(iter(self.images("val", min(64, self.settings.eval_batch)))))
+        return compare(models, next(iter(self.images(self.seen, min(64, self.settings.eval_batch)))))
+
+    # ---- cascades
+
+    @cached_property
+    def first(self) -> Self:
+        """The task of the model `settings.first_level`, with its own towers and processor, on the same data."""
+        other = self.with_settings(first_level=None)
+        for name in self.shared:
+            other.__dict__.pop(name, None)
+        other.checkpoint = str(self.settings.first_level)
+        return other
 
 
 def save_encoded(path: Path, **parts: Encoded) -> None:

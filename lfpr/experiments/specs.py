@@ -120,7 +120,7 @@ SPECS: dict[str, ExperimentSpec] = {
             rescaled=True,
             tabulated=("score", "r10"),
             studies=("sensitivity", "scales"),
-            downstream=("cascade",),
+            downstream=("cascade", "levels"),
             alternatives={
                 "Searched": (None, "rearranged=False, rescaled=False", False),
                 "Searched, rearranged": (None, "rearranged=True, rescaled=False", False),

@@ -15,8 +15,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from lfpr.clip.retrieval import Level, cascade_levels, eccv_metrics, image_speedup, levels_speedup
 from lfpr.clip.retrieval import cascade as cascade_of
-from lfpr.clip.retrieval import eccv_metrics, image_speedup
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
 from lfpr.experiments.cell import Cell
@@ -197,16 +197,19 @@ def _base(tokens: int) -> MacCost:
         return MacCost(prunable(CLIPVisionModel(CLIPVisionConfig(**sizes))), tokens)
 
 
-def cascade(experiment: Experiment, pruned: Stage, m: int | None = None) -> Stage:
+def cascade(experiment: Experiment, pruned: Stage, m: int | None = None) -> Stage | None:
     """The model of a `prune` or `retrain` stage ranks all images, the unpruned one re-ranks its top `m`: by default
     `settings.shortlist`, or all images if there are fewer.
 
     Recall (`score`, `r5`, `r10`), `reranked` and `growth` (see `lfpr.clip.retrieval.cascade`), measured milliseconds,
     and the `speedup` of image encoding if the share of images ever re-ranked is the published 10 %, as measured over
     all captions of this split (`speedup_measured`), or m of I, as for the first query over new images
-    (`speedup_query`). Beyond the share `break_even` the cascade costs more than the full model.
+    (`speedup_query`). Beyond the share `break_even` the cascade costs more than the full model. None where nothing can
+    be scored.
     """
     task, settings = experiment.task, experiment.settings
+    if task.unscored:
+        return None
     m = min(settings.shortlist, len(task.reference.images.image_id)) if m is None else m
     key = pruned.provenance["parameters"] | {"of": pruned.folder.parent.name, "m": m, "assumed": settings.reranked}
 
@@ -224,6 +227,46 @@ def cascade(experiment: Experiment, pruned: Stage, m: int | None = None) -> Stag
     return task.stage("cascade", key, build)
 
 
+def levels(experiment: Experiment, pruned: Stage) -> Stage | None:
+    """A cascade of three levels: the model `settings.first_level` ranks all images by its own towers, that of a `prune`
+    or `retrain` stage re-ranks its best, and the unpruned one the best of these (`settings.shortlists`, or all images
+    if there are fewer). None without that setting, or where nothing can be scored.
+
+    As `cascade`; `reranked`, `growth` are of the unpruned model, `reranked_pruned` of the pruned one. The time of all
+    levels counts in the speed-up, the published 10 % for both later ones. `ms_first` is measured apart from the others.
+    """
+    task, settings = experiment.task, experiment.settings
+    if settings.first_level is None or task.unscored:
+        return None
+    count = len(task.reference.images.image_id)
+    m = [min(number, count) for number in settings.shortlists]
+    key = pruned.provenance["parameters"] | {"of": pruned.folder.parent.name, "m": m, "assumed": settings.reranked}
+
+    def build(folder: Path) -> dict:
+        first, (images, texts, pairs) = task.first.reference, task.reference
+        if not (first.images.image_id.equal(images.image_id) and first.texts.caption_id.equal(texts.caption_id)):
+            raise ValueError(
+                f"first_level = {settings.first_level}: other images could be read than by the pruned model"
+            )
+        (ranked,) = load_encoded(pruned.folder / "features.safetensors", "image")
+        towers = [first.images.features, ranked.features, images.features]
+        described = [first.texts.features, texts.features, texts.features]
+        result = cascade_levels(list(map(Level, towers, described)), m, pairs=pairs)
+        table = task.compare({"full": experiment.model, "pruned": load_pruned(pruned.folder / "model")})
+        table |= task.first.compare({"first": task.first.model})
+        times = [table[name]["ms_per_image"] for name in ("first", "pruned", "full")]
+        assumed = {"": [settings.reranked] * 2, "_measured": result["reranked"], "_query": [n / count for n in m]}
+        speed = {f"speedup{name}": levels_speedup(times, shares) for name, shares in assumed.items()}
+        speed |= {"break_even": max(0.0, (times[2] - times[0]) / (times[1] + times[2]))}
+        speed |= {f"ms_{name}": time for name, time in zip(("first", "pruned", "full"), times, strict=True)}
+        shares = {"reranked_pruned": result["reranked"][0], "reranked": result["reranked"][1]}
+        growth = [[queries, share] for queries, _, share in result["growth"]]
+        about = {"score": result["r1"], "fraction": pruned.result["fraction"]}
+        return about | result | shares | {"growth": growth} | speed
+
+    return task.stage("levels", key | {"first_level": task.first.inputs["checkpoint"]}, build)
+
+
 def eccv(experiment: Experiment, pruned: Stage | None = None) -> dict[str, float]:
     """ECCV-Caption metrics (`lfpr.clip.retrieval.eccv_metrics`) of the unpruned model, or that of a `prune` or
     `retrain` stage. The val split of `data_root` must be the Karpathy test split, eval_captions "all"."""
@@ -238,4 +281,4 @@ STUDIES: dict[str, Callable[[Experiment], Rows]] = {
     "sensitivity": sensitivity,
     "scales": scales,
 }
-DOWNSTREAM: dict[str, Callable[[Experiment, Stage], Stage]] = {"cascade": cascade}
+DOWNSTREAM: dict[str, Callable[[Experiment, Stage], Stage | None]] = {"cascade": cascade, "levels": levels}

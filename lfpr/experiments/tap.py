@@ -319,8 +319,8 @@ class TAPTask(Task):
         return self.stage("pseudo-labels", {"train_images": self.settings.train_images}, build)
 
     def amounts(self, cell: Cell) -> tuple[dict[str, Any], ReSt]:
-        """By default X percent of the questions and the last k layers of the published schedule; of given masks, by what
-        they keep."""
+        """By default X percent of the questions and the last k layers of the published schedule, by what given masks
+        keep if there is no constraint."""
         constraint = cell.constraint
         if cell.masks is not None:
             constraint = self.cost.fraction(load_masks(given_file(cell), encoder=self.encoder))

@@ -182,6 +182,9 @@ class Task(ABC):
 
     # ---- scores
 
+    unscored: str | None = None
+    """Why nothing can be scored: scores are then NaN. None if all can."""
+
     @abstractmethod
     def baseline(self) -> Stage:
         """The unpruned model's scores."""
