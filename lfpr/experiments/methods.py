@@ -151,9 +151,7 @@ def _heads_removed(experiment: Experiment, cell: Cell) -> Cell:
     heads = cell.heads_removed if cell.step is None else cell.step * removed
     allowed = [step * removed for step in range(1, layers + 1)]
     if heads not in allowed:
-        raise ValueError(
-            f"heads_removed = {heads}: a step of sensitivity pruning removes {removed}, so one of {allowed}"
-        )
+        raise ValueError(f"heads_removed = {heads}: must be one of {allowed}, a layer's {removed} in each step")
     return replace(cell, heads_removed=heads, step=None)
 
 

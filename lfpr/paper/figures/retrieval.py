@@ -129,9 +129,9 @@ def _search_line(panel: Axes, results: pd.DataFrame, experiment: str) -> Line2D:
     heading="Cascades",
     caption=(
         "{about}: recall (%) of cascades: the pruned model ranks all images, the unpruned one "
-        "re-ranks the top m; with two m another model ranks before it. f: share of images that are ever re-ranked; break-even: the f (%) that gains nothing; "
-        "×: how much faster all images are encoded if f is 10 % as published, as measured, or what the first query "
-        "needs."
+        "re-ranks the top m; with two m another model ranks before it. f: share of images that are ever re-ranked; "
+        "break-even: the f (%) that gains nothing; ×: how much faster all images are encoded if f is 10 % as "
+        "published, as measured, or what the first query needs."
     ),
 )
 def cascade_table(cascade: pd.DataFrame, results: pd.DataFrame, experiment: str) -> pd.DataFrame:
@@ -155,7 +155,8 @@ def cascade_table(cascade: pd.DataFrame, results: pd.DataFrame, experiment: str)
     cascade = cascade.sort_values("kept", ascending=False, kind="stable")
     for (*key, m), means in cascade.groupby([*place, "m"], sort=False)[list(CASCADE)].mean().iterrows():
         if tuple(key) not in alone.index:
-            raise ValueError(f"results.csv: no row of {dict(zip(place, key, strict=True))}, which cascade.csv has")
+            about = dict(zip(("constraint", "method", "retrained"), key, strict=True))
+            raise ValueError(f"results.csv: no row of {about}, which cascade.csv has")
         kept, method, retrained = key
         m = m if isinstance(m, str) else f"{m:g}"
         table[f"{100 * kept:.3g} %", method_label(method), "yes" if retrained else "no", m] = {
