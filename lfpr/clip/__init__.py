@@ -9,7 +9,9 @@ from lfpr.clip.objectives import Attached, contrastive, contrastive_loss, image_
 from lfpr.clip.processor import Processor
 from lfpr.clip.retrieval import (
     Encoded,
+    Level,
     cascade,
+    cascade_levels,
     compare,
     eccv_metrics,
     encode_images,
@@ -24,10 +26,12 @@ __all__ = [
     "Attached",
     "COCOCaptions",
     "Encoded",
+    "Level",
     "Processor",
     "batches",
     "captions",
     "cascade",
+    "cascade_levels",
     "check",
     "compare",
     "contrastive",

@@ -7,6 +7,7 @@ carries the ids of its pairs: with `on_error="skip"` broken images are left out 
 
 import contextlib
 import io
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -49,8 +50,9 @@ class COCOCaptions:
     """Image-caption pairs of a `split` ("train", "val") of COCO 2017 under `root`, by ascending image id.
 
     `captions` is "first", i for the i-th caption of each image from 0 (the layout `image-caption[i]`; an image
-    with fewer captions is left out), or "all". `indices` or `limit` select images. `pairs` lists the pairs,
-    `image_ids` the images.
+    with fewer captions is left out), or "all". `indices` or `limit` select images. `annotations` selects captions
+    instead: places in the annotation file's own list, in this order, repeated ones too. `pairs` lists the pairs,
+    `image_ids` the images (with `annotations` one for each pair).
 
     Raises FileNotFoundError for a missing annotation file, DataError (a ValueError) for one that is not a captions
     file, ValueError for bad arguments.
@@ -63,6 +65,7 @@ class COCOCaptions:
         captions: str | int = "first",
         limit: int | None = None,
         indices: Sequence[int] | None = None,
+        annotations: Sequence[int] | None = None,
     ) -> None:
         only = {"first": 0, "all": None}.get(captions, captions) if isinstance(captions, str) else captions
         if isinstance(only, bool) or not (only is None or (isinstance(only, int) and only >= 0)):
@@ -72,6 +75,10 @@ class COCOCaptions:
         self.root, self.split = Path(root), split
         names, texts = read_annotations(root, split)
         self.folder = image_folder(root, split)
+        if annotations is not None:
+            self.pairs = _listed(annotation_file(root, split), names, texts, annotations)
+            self.image_ids = [pair.image_id for pair in self.pairs]
+            return
         captioned = [i for i in names if len(texts.get(i, ())) > (only or 0)]
         selected = range(len(captioned) if limit is None else limit) if indices is None else indices
         outside = [i for i in selected if not 0 <= i < len(captioned)]
@@ -138,6 +145,28 @@ def _cached(model: str) -> Iterator[Path]:
 def annotation_file(root: str | Path, split: str) -> Path:
     """Where the captions of a split are. Raises as `COCOCaptions`."""
     return locate_captions(root, split).found()
+
+
+def _listed(
+    file: Path, names: dict[int, str], texts: dict[int, list[tuple[int, str]]], places: Sequence[int]
+) -> list[Pair]:
+    """The pairs at these places of the file's list of annotations, which `read_annotations` gave by image."""
+    listed = json.loads(file.read_bytes())["annotations"]
+    numbers = {(image_id, caption): i for image_id, rows in texts.items() for i, (caption, _) in enumerate(rows)}
+    pairs = []
+    for place in places:
+        if not 0 <= place < len(listed):
+            raise ValueError(f"annotations: {file} lists {len(listed)}, asked for number {place}")
+        image_id, caption_id, text = (listed[place][key] for key in ("image_id", "id", "caption"))
+        if image_id not in names:
+            raise DataError(f"{file}: annotation {place} is of image {image_id}, which is not listed; {WHERE}")
+        pairs.append(Pair(image_id, names[image_id], numbers[image_id, int(caption_id)], int(caption_id), str(text)))
+    return pairs
+
+
+def count_annotations(root: str | Path, split: str) -> int:
+    """How many captions the annotation file of a split lists. Raises as COCOCaptions."""
+    return sum(map(len, read_annotations(root, split)[1].values()))
 
 
 def read_annotations(root: str | Path, split: str) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
@@ -266,7 +295,7 @@ def batches(data: COCOCaptions, batch_size: int, processor: Processor, **options
 
 
 def images(data: COCOCaptions, batch_size: int, processor: Processor, **options: Any) -> Batches:
-    """Batches of `pixel_values` [B, 3, H, W] and `image_id` [B], each image once; `options` as in `batches`."""
+    """Batches of `pixel_values` [B, 3, H, W] and `image_id` [B] of `data.image_ids`; `options` as in `batches`."""
     first = {pair.image_id: pair for pair in reversed(data.pairs)}
     pairs = [first[image_id] for image_id in data.image_ids]
     return Batches(_Reader(data, pairs, processor, "images"), batch_size, **options)

@@ -9,7 +9,7 @@ image features are all alike, thus finds nothing instead of everything. Similari
 so that 5,000 images by 25,000 captions take no more memory than some rows of that table.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -140,6 +140,14 @@ def _at(k: Iterable[int], ranks: Tensor, prefix: str = "") -> dict[str, float]:
     return {f"{prefix}r{n}": (ranks < n).double().mean().item() for n in k}
 
 
+class Level(NamedTuple):
+    """What a model of a cascade gives: features of images [I, D], or a function that encodes images given by their rows
+    [n], and of texts [T, D]."""
+
+    images: Tensor | Callable[[Tensor], Tensor]
+    texts: Tensor
+
+
 def cascade(
     pruned_features: Tensor,
     full: Tensor | Callable[[Tensor], Tensor],
@@ -148,35 +156,68 @@ def cascade(
     k: tuple[int, ...] = (1, 5, 10),
     pairs: Tensor | None = None,
 ) -> dict:
-    """Text→image Recall@K when the pruned model ranks all images and the full one re-ranks each query's top `m`
-    (bi-encoder cascades, arXiv 2303.15595).
+    """`cascade_levels` of two models that share their text features: text→image Recall@K when the pruned model ranks
+    all images and the full one re-ranks each query's top `m` (bi-encoder cascades, arXiv 2303.15595).
 
-    pruned_features [I, D], text_features [T, D], pairs as in `recall`. full: features [I, D], or a function that
-    encodes images given by their rows [n] and is called once, with those that reach some top m. Returns `r1` ...,
-    `m`, `reranked` (f: share of images that were re-ranked for some query) and `growth`: [queries, f] after the
-    first 1, 2, 4, 8, ... queries. Below the top m the pruned model's order stays. Raises ValueError for other shapes or
-    values, or an `m` above I.
+    pruned_features [I, D], text_features [T, D], pairs as in `recall`; full: as `Level.images`. Returns `r1` ..., `m`,
+    `reranked` (f: share of images that were re-ranked for some query) and `growth`: [queries, f] after the first 1, 2,
+    4, 8, ... queries.
     """
-    images, texts, pairs = _checked(pruned_features, text_features, pairs)
-    if not 1 <= m <= len(images):
-        raise ValueError(f"m = {m}: must be from 1 to the {len(images)} images")
+    levels = [Level(pruned_features, text_features), Level(full, text_features)]
+    found = cascade_levels(levels, [m], k, pairs)
+    return found | {"m": m, "reranked": found["reranked"][0]}
+
+
+def cascade_levels(
+    levels: Sequence[Level], m: Sequence[int], k: tuple[int, ...] = (1, 5, 10), pairs: Tensor | None = None
+) -> dict:
+    """Text→image Recall@K of a cascade of any number of models, each with its own features of images and texts: the
+    first ranks all images, each later one re-ranks the best `m` of the one before (arXiv 2303.15595).
+
+    levels: two or more; the first one's images are a tensor, a later function is called once, with the rows that reach
+    it. m: a number for each later level, none above the one before. pairs: as in `recall`. Returns `r1` ..., `m`,
+    `reranked` (for each later level the share of images that reached it for some query) and `growth`: [queries, shares
+    ...] after the first 1, 2, 4, 8, ... queries. Below a level's images the order before it stays. Raises ValueError
+    for other shapes, numbers or values.
+    """
+    m = list(m)
+    if len(levels) != len(m) + 1 or not m:
+        raise ValueError(f"m = {m}: must hold a number for each level after the first, of {len(levels)}")
+    images, texts, pairs = _checked(*levels[0], pairs)
+    for most, number in zip([len(images), *m], m, strict=False):
+        if not 1 <= number <= most:
+            raise ValueError(f"m = {number}: must be from 1 to the {most} images")
     shortlists, ranks = [], []
     for _, similarity, rank in _ranks(images, texts, pairs):
-        shortlists.append(similarity.topk(m).indices)
+        shortlists.append(similarity.topk(m[0]).indices)
         ranks.append(rank)
-    shortlist, rank = torch.cat(shortlists), torch.cat(ranks)
-    first = _first_query(shortlist, len(images))
-    strong = _strong(full, images, (first < len(texts)).nonzero().flatten())
+    shortlist, rank, firsts = torch.cat(shortlists), torch.cat(ranks), []
+    for level, keep in zip(levels[1:], [*m[1:], 0], strict=True):
+        firsts.append(_first_query(shortlist, len(images)))
+        shortlist = _rerank(level, shortlist, rank, pairs, firsts[-1], keep)
+    numbers = [2**i for i in range((len(texts) - 1).bit_length())] + [len(texts)]
+    growth = [[number, *((first < number).double().mean().item() for first in firsts)] for number in numbers]
+    return _at(k, rank) | {"m": m, "reranked": growth[-1][1:], "growth": growth}
+
+
+def _rerank(level: Level, shortlist: Tensor, rank: Tensor, pairs: Tensor, first: Tensor, keep: int) -> Tensor:
+    """Put into `rank` [T] the place among its `shortlist` [T, m] of each right image that is there by its rank; returns
+    the best `keep` images of each. first [I]: as of `_first_query`."""
+    if level.texts.shape[:1] != rank.shape:
+        raise ValueError(f"texts: features {tuple(level.texts.shape)}, expected rows for {len(rank)} queries")
+    check_finite("text features", level.texts)
+    texts = F.normalize(level.texts.double(), dim=-1)
+    strong = _strong(level.images, len(first), texts.shape[1], (first < len(rank)).nonzero().flatten())
+    kept = []
     for start in range(0, len(texts), CHUNK):
         part = slice(start, start + CHUNK)
         similarity = torch.einsum("cmd,cd->cm", strong[shortlist[part]], texts[part])
         own = (strong[pairs[part]] * texts[part]).sum(1, keepdim=True)
         others = shortlist[part] != pairs[part, None]
         reranked = ((similarity >= own - TIE) & others).sum(1)
-        rank[part] = torch.where(rank[part] < m, reranked, rank[part])
-    numbers = [2**i for i in range((len(texts) - 1).bit_length())] + [len(texts)]
-    growth = [[number, (first < number).double().mean().item()] for number in numbers]
-    return _at(k, rank) | {"m": m, "reranked": growth[-1][1], "growth": growth}
+        rank[part] = torch.where(rank[part] < shortlist.shape[1], reranked, rank[part])
+        kept.append(shortlist[part].gather(1, similarity.topk(keep).indices))
+    return torch.cat(kept)
 
 
 def _first_query(shortlist: Tensor, images: int) -> Tensor:
@@ -186,15 +227,15 @@ def _first_query(shortlist: Tensor, images: int) -> Tensor:
     return first.scatter_reduce(0, shortlist.flatten(), query.flatten(), "amin")
 
 
-def _strong(full: Tensor | Callable[[Tensor], Tensor], images: Tensor, rows: Tensor) -> Tensor:
-    """The full model's unit features in float64; zeros for images that no query needs."""
-    if not callable(full) and full.shape != images.shape:
-        raise ValueError(f"full: features {tuple(full.shape)}, expected {tuple(images.shape)} as of the pruned model")
+def _strong(full: Tensor | Callable[[Tensor], Tensor], count: int, size: int, rows: Tensor) -> Tensor:
+    """A later model's unit features [count, size] in float64; zeros for images that no query needs."""
+    if not callable(full) and full.shape != (count, size):
+        raise ValueError(f"full: features {tuple(full.shape)}, expected {(count, size)}")
     features = full(rows) if callable(full) else full[rows]
-    if features.shape != (len(rows), images.shape[1]):
-        raise ValueError(f"full: it gave {tuple(features.shape)}, expected {(len(rows), images.shape[1])}")
+    if features.shape != (len(rows), size):
+        raise ValueError(f"full: it gave {tuple(features.shape)}, expected {(len(rows), size)}")
     check_finite("full features", features, rows)
-    strong = torch.zeros_like(images)
+    strong = torch.zeros(count, size, dtype=torch.float64)
     strong[rows] = F.normalize(features.double(), dim=-1)
     return strong
 
@@ -208,7 +249,13 @@ def image_speedup(full_time: float, pruned_time: float, fraction: float) -> floa
     """
     if not (full_time > 0 and pruned_time > 0 and 0 <= fraction <= 1):
         raise ValueError(f"times {full_time}, {pruned_time} must be above 0, fraction = {fraction} in [0, 1]")
-    return full_time / (pruned_time + fraction * full_time)
+    return levels_speedup([pruned_time, full_time], [fraction])
+
+
+def levels_speedup(times: Sequence[float], shares: Sequence[float]) -> float:
+    """How much less time a cascade of any number of models takes to encode all images than its last one alone: times of
+    one image by each model, shares of all images that each later one encodes."""
+    return times[-1] / (times[0] + sum(share * time for share, time in zip(shares, times[1:], strict=True)))
 
 
 @torch.no_grad()

@@ -6,12 +6,13 @@ image features are computed once: pruning leaves the text tower alone.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -31,14 +32,20 @@ from lfpr.encoder import prunable
 from lfpr.experiments.cell import SCORINGS, Cell
 from lfpr.experiments.runs import Stage, file_hash, fingerprint
 from lfpr.experiments.task import Task
-from lfpr.files import CheckpointError, Located, locate, shipped, write_whole
+from lfpr.files import CheckpointError, DataError, Located, locate, shipped, write_whole
 from lfpr.masks import Masks
 from lfpr.mini.coco import write_coco
+from lfpr.released.clip import BATCH, SENSITIVITY_FIRST, draw, save_clip
+from lfpr.released.masks import outputs, save_head_mask, save_masks
 from lfpr.save import save_pruned, without_progress_bar
 from lfpr.training.retrain import ReSt
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
+
+
+CONTRASTIVE = ("fisher", "sensitivity")
+"""Methods by gradients of the contrastive loss, which reads captions."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +54,25 @@ class CLIPSettings:
 
     num_samples: training images, with their first captions, behind the importance, in batches of `score_batch` (the
     contrastive loss compares within a batch); scoring: "per-sample" label-free gradients per image, which give a better
-    importance and take 4 bytes for each image and mask, or "batched". rescale_samples, rescale_batch, ridge: of the
-    least-squares mask tuning (`lfpr.rescale`). rest: learning rates of the distillation, which makes `retrain_passes`
-    passes, whole or in part, over `retrain_images` training images (0: all) or a share of them, in batches of
-    `retrain_batch`, at least one, with a checkpoint after every `checkpoint_every`. eval_batch: images or captions
-    encoded at a time; num_eval: validation images, all if 0; eval_captions: their "first" captions, as published, or
-    "all". shortlist: m, images that the full model re-ranks; reranked: f, the published share of images that it is
-    assumed ever to encode. workers: at most how many processes decode images; on_error: "stop" at a broken image or
-    "skip" it. eval_precision: "bf16" lets a GPU encode in mixed precision where no gradient is taken, which changes
-    features in the third digit. train_images, val_images: of the mini data.
+    importance and take 4 bytes for each image and mask, "batched", or "released": one per batch of 32, the samples
+    those that the fork for CLIP draws (`lfpr.released.draw`). sensitivity_samples: as num_samples, of sensitivity
+    pruning; sensitivity_seed: of its study. rescale_samples, rescale_batch, ridge: of the least-squares mask tuning
+    (`lfpr.rescale`). rest: learning rates of the distillation, which makes `retrain_passes` passes, whole or in part,
+    over `retrain_images` training images (0: all) or a share of them, in batches of `retrain_batch`, at least one, with
+    a checkpoint after every `checkpoint_every`. eval_batch: images or captions encoded at a time; num_eval: validation
+    images, all if 0; eval_captions: their "first" captions, as published, or "all". shortlist: m, images that the full
+    model re-ranks; reranked: f, the published share of images that it is assumed ever to encode. first_level: another
+    CLIP, a folder or hub id, whose ranking comes before the pruned model's in one more cascade, of three levels;
+    shortlists: how many images each of the later two re-ranks. released_files: keep each model as the fork's files,
+    too. workers: at most how many processes decode images; on_error: "stop" at a broken image or "skip" it.
+    eval_precision: "bf16" lets a GPU encode in mixed precision where no gradient is taken, which changes features in
+    the third digit. train_images, val_images: of the mini data.
     """
 
     num_samples: int
     score_batch: int
     scoring: str
+    sensitivity_samples: int
     rescale_samples: int
     rescale_batch: int
     rest: ReSt
@@ -74,6 +86,10 @@ class CLIPSettings:
     eval_captions: str = "first"
     shortlist: int = 50
     reranked: float = 0.1
+    first_level: str | None = None
+    shortlists: tuple[int, int] = (50, 25)
+    released_files: bool = False
+    sensitivity_seed: int = 0
     workers: int = 0
     on_error: str = "stop"
     eval_precision: str = "no"
@@ -81,18 +97,21 @@ class CLIPSettings:
     val_images: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("scoring", self.scoring, SCORINGS[:2])
+        check_choice("scoring", self.scoring, SCORINGS)
         check_choice("eval_captions", self.eval_captions, ("first", "all"))
         check_choice("on_error", self.on_error, coco.ON_ERROR)
         check_choice("eval_precision", self.eval_precision, RUNNING)
         sizes = ("num_samples", "score_batch", "rescale_samples", "rescale_batch", "retrain_batch", "eval_batch")
-        for name in (*sizes, "shortlist"):
+        for name in (*sizes, "shortlist", "sensitivity_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         if not self.retrain_passes > 0:
             raise ValueError(f"retrain_passes = {self.retrain_passes}: must be above 0")
         if not 0 <= self.reranked <= 1:
             raise ValueError(f"reranked = {self.reranked}: must be in [0, 1]")
+        lists = self.shortlists
+        if len(lists) != 2 or not all(isinstance(m, int) for m in lists) or not lists[0] >= lists[1] >= 1:
+            raise ValueError(f"shortlists = {lists}: must be two whole numbers, the first at least the second, from 1")
 
 
 class Reference(NamedTuple):
@@ -112,6 +131,7 @@ class CLIPTask(Task):
             num_samples=1024,
             score_batch=32,
             scoring="per-sample",
+            sensitivity_samples=1024,
             rescale_samples=256,
             rescale_batch=64,
             rest=ReSt(last_layers=2, lr=1e-3, mask_lr=1e-2, clip=1.0, cosine=True),
@@ -119,13 +139,16 @@ class CLIPTask(Task):
             retrain_passes=2.5,
             eval_batch=250,
             shortlist=10,  # of 1,000 images: the share that 50 are of COCO's 5,000
+            shortlists=(10, 5),
             train_images=3000,
             val_images=1000,
         ),
         "full": CLIPSettings(
             num_samples=8192,
             score_batch=32,
-            scoring="batched",
+            scoring="released",
+            sensitivity_samples=128,
+            sensitivity_seed=8,
             rescale_samples=1024,
             rescale_batch=32,
             rest=ReSt(last_layers=2, lr=1e-5, mask_lr=1e-3, clip=1.0, cosine=True),
@@ -140,11 +163,11 @@ class CLIPTask(Task):
     def _set_up(self, runs: Path, data_root, checkpoint) -> None:
         self.data_root = Path(data_root) if data_root else runs / "data" / "mscoco-mini"
         self._unpruned = self._locate_checkpoint(checkpoint)
-        if self._unpruned.path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(checkpoint)):
-            raise CheckpointError(
-                f"checkpoint = {checkpoint}: neither a folder nor a hub id (see data/README.md){self._missing()}"
-            )
         self.checkpoint = str(self._unpruned.path or checkpoint)
+        for name, model in (("checkpoint", self.checkpoint), ("first_level", self.settings.first_level)):
+            if model and not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+                missing = self._missing() if name == "checkpoint" else ""
+                raise CheckpointError(f"{name} = {model}: neither a folder nor a hub id (see data/README.md){missing}")
 
     def _locate_checkpoint(self, checkpoint) -> Located:
         if self.profile == "full" and not checkpoint:
@@ -205,8 +228,8 @@ class CLIPTask(Task):
         return image_features(model, batch)
 
     def check_batches(self) -> OnDevice:
-        """64 validation images."""
-        return OnDevice(self.images("val", 32, indices=self.sample("val", 64, 0)), self.device)
+        """64 validation images, or training images without any."""
+        return OnDevice(self.images(self.seen, 32, indices=self.sample(self.seen, 64, 0)), self.device)
 
     # ---- images and captions
 
@@ -228,11 +251,25 @@ class CLIPTask(Task):
         folder = Path(self.checkpoint)
         files = {file.name: file_hash(file) for file in sorted(folder.glob("*")) if file.is_file()}
         model = fingerprint(files) if folder.is_dir() else f"{self.checkpoint}@{self.config._commit_hash}"
-        captions = {split: coco.locate_captions(self.root, split) for split in coco.SPLITS}
+        splits = coco.SPLITS if self.unscored is None else ("train",)
+        captions = {split: coco.locate_captions(self.root, split) for split in splits}
         if any(row.path is None for row in captions.values()):
             self.require_files()
         annotations = {split: file_hash(row.found()) for split, row in captions.items()}
         return {"checkpoint": model} | annotations
+
+    @cached_property
+    def unscored(self) -> str | None:
+        """Which file of the validation split is not there, without which the rest works; None if nothing lacks."""
+        for row in (coco.locate_captions(self.root, "val"), coco.image_folder(self.root, "val")):
+            if row.path is None or (row.path.is_dir() and not any(row.path.iterdir())):
+                return f"nothing is scored: there are no {row.what} ({', '.join(map(str, row.places[:1]))} ...)"
+        return None
+
+    @property
+    def seen(self) -> str:
+        """The split that models are verified and timed on."""
+        return "val" if self.unscored is None else "train"
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -253,7 +290,11 @@ class CLIPTask(Task):
         return self.loading | {"on_error": self.settings.on_error}
 
     def check(self, split: str, limit: int | None = None) -> dict[str, Any]:
-        """What is in a split's files, and the images that cannot be used (see `lfpr.clip.coco.check`)."""
+        """What is in a split's files, and the images that cannot be used (see `lfpr.clip.coco.check`). Without a
+        validation split, `first_bad` says so."""
+        if split == "val" and self.unscored:
+            nothing = dict.fromkeys(("images", "captions", "strays", "checked", "bad"), 0)
+            return nothing | {"captions_per_image": (0, 0), "first_bad": self.unscored, "bad_images": {}}
         return coco.check(self.root, split, limit, max(1, self.loading["workers"]))
 
     def sample(self, split: str, count: int, seed: int) -> list[int]:
@@ -265,24 +306,32 @@ class CLIPTask(Task):
 
     def sampling(self, cell: Cell) -> dict[str, Any]:
         """Number of images, batch and scoring. Raises ValueError for a scoring or step that CLIP does not have."""
-        check_choice("scoring", cell.scoring, SCORINGS[:2])
         if cell.step is not None:
             raise ValueError(f"step = {cell.step}: {self.spec.name} decodes no steps")
-        return {"num_samples": cell.num_samples, "batch": self.settings.score_batch, "scoring": cell.scoring}
+        batch = BATCH if cell.scoring == "released" else self.settings.score_batch
+        return {"num_samples": cell.num_samples, "batch": batch, "scoring": cell.scoring}
+
+    def drawn(self, cell: Cell) -> dict[str, list[int]]:
+        """Which training images, or captions of them, are behind the importance: options of `data`."""
+        if cell.scoring != "released":
+            return {"indices": self.sample("train", cell.num_samples, cell.seed)}
+        first = SENSITIVITY_FIRST if cell.method == "sensitivity" else None
+        total = coco.count_annotations(self.root, "train")
+        return {"annotations": draw(total, cell.num_samples, cell.seed, first)}
 
     def batches(self, cell: Cell) -> Iterable[Batch]:
         """Training images, and the features that the method's objective needs."""
-        indices = self.sample("train", cell.num_samples, cell.seed)
-        if cell.method == "fisher":
-            data = self.data("train", indices=indices)
-            pairs = OnDevice(coco.batches(data, self.settings.score_batch, self.processor, **self.reading), self.device)
+        drawn, size = self.drawn(cell), self.sampling(cell)["batch"]
+        if cell.method in CONTRASTIVE:
+            data = self.data("train", **drawn)
+            pairs = OnDevice(coco.batches(data, size, self.processor, **self.reading), self.device)
             return Attached(pairs, "text_features", lambda batch: text_features(self.model, batch), CAPTION)
-        images = OnDevice(self.images("train", self.settings.score_batch, indices=indices), self.device)
+        images = OnDevice(self.images("train", size, **drawn), self.device)
         return Attached(images, "image_features", lambda batch: image_features(self.model, batch))
 
     def objective(self, cell: Cell) -> Callable[[Batch], Tensor]:
-        """CLIP's contrastive loss (fisher), or the label-free objective."""
-        return contrastive(self.model) if cell.method == "fisher" else label_free(self.model)
+        """CLIP's contrastive loss (fisher, sensitivity), or the label-free objective."""
+        return contrastive(self.model) if cell.method in CONTRASTIVE else label_free(self.model)
 
     def per_sample(self, cell: Cell) -> bool:
         """As the cell says; the contrastive loss compares the images of a batch and has no gradient per sample."""
@@ -290,7 +339,8 @@ class CLIPTask(Task):
 
     def sample_numbers(self, cell: Cell) -> dict[str, Any]:
         """How many images."""
-        return {"samples": len(self.sample("train", cell.num_samples, cell.seed))}
+        (drawn,) = self.drawn(cell).values()
+        return {"samples": len(drawn)}
 
     @property
     def fit_options(self) -> dict[str, Any]:
@@ -301,6 +351,14 @@ class CLIPTask(Task):
         """Training images."""
         indices = self.sample("train", self.settings.rescale_samples, seed)
         return OnDevice(self.images("train", self.settings.rescale_batch, indices=indices), self.device)
+
+    def released_teacher(self, cell: Cell) -> None:
+        """The unpruned model."""
+        return None
+
+    def released_calibration(self, cell: Cell) -> coco.Batches:
+        """All images behind the importance."""
+        return self.images("train", BATCH, **self.drawn(cell))
 
     def run(self, batch: Batch) -> Tensor:
         """The tower's pooled output."""
@@ -355,8 +413,11 @@ class CLIPTask(Task):
     # ---- scores
 
     def features(self) -> Stage:
-        """The unpruned model's features of the validation images and captions, in `features.safetensors`."""
+        """The unpruned model's features of the validation images and captions, in `features.safetensors`. Raises
+        DataError without a validation split."""
         settings = self.settings
+        if self.unscored:
+            raise DataError(self.unscored)
 
         def build(folder: Path) -> dict:
             data = self.data("val", captions=settings.eval_captions, limit=settings.num_eval or None)
@@ -388,13 +449,24 @@ class CLIPTask(Task):
         recalls = recall(features, self.reference.texts.features, pairs=self.reference.pairs)
         return {"score": recalls["r1"], "questions": len(self.reference.pairs)} | recalls
 
+    @property
+    def _no_scores(self) -> dict[str, Any]:
+        """Instead of `score`, without a validation split: NaN, and `unscored`, why."""
+        recalls = {f"{way}r{k}": math.nan for way in ("", "i2t_") for k in (1, 5, 10)}
+        return {"score": math.nan, "questions": 0, "unscored": self.unscored} | recalls
+
     def baseline(self) -> Stage:
         """The unpruned model's recall."""
-        return self.stage("baseline", self.evaluation, lambda folder: self.score(self.reference.images.features))
+
+        def build(folder: Path) -> dict:
+            return self._no_scores if self.unscored else self.score(self.reference.images.features)
+
+        return self.stage("baseline", self.evaluation, build)
 
     def evaluate(self, model: CLIPModel) -> dict[str, Any]:
-        """Recall of `model`, whose text tower must be the unpruned one's (see `score`)."""
-        return self.score(self.encode(model).features)
+        """Recall of `model`, whose text tower must be the unpruned one's (see `score`); NaN without a validation
+        split."""
+        return self._no_scores if self.unscored else self.score(self.encode(model).features)
 
     def evaluate_masked(self, masks: Masks) -> dict[str, Any]:
         """Recall of the unpruned model under `masks`."""
@@ -403,15 +475,45 @@ class CLIPTask(Task):
 
     def save(self, model: CLIPModel, folder: Path) -> dict[str, Any]:
         """Save a pruned model and, in `features.safetensors`, its validation features; its size and recall."""
+        if self.unscored:
+            return super().save(model, folder)
         images = self.encode(model)
         save_encoded(folder / "features.safetensors", image=images)
         save_pruned(model.eval(), folder / "model")
         return self.describe(model) | self.score(images.features)
 
+    def save_released(self, model: CLIPModel, masks: Masks, cell: Cell, folder: Path) -> None:
+        """As the fork for CLIP: `outputs/openai/MODEL/mscoco/C/seed_S/{head_mask,neuron_mask}.pt`, or after a step of
+        sensitivity pruning `outputs/head_mask_I.pt`, and `pruned_models/vitB16_pruned_C_S.pt`, or `…_sensitivity_R.pt`
+        with R heads removed. C is the constraint, or the share kept."""
+        if cell.heads_removed is None:
+            share = round(self.cost.fraction(masks), 2) if cell.constraint is None else cell.constraint
+            save_masks(masks, outputs(folder, f"openai/{Path(self.checkpoint).name}", share, cell.seed))
+            name = f"{float(share)}_{cell.seed}"
+        else:
+            save_head_mask(masks, cell.heads_removed // (self.encoder.num_heads - 1), folder / "outputs")
+            if not torch.equal(masks.neurons, torch.ones_like(masks.neurons)):
+                save_masks(masks, folder / "outputs")
+            name = f"sensitivity_{cell.heads_removed}"
+        vision = self.config.vision_config
+        size = "B" if vision.hidden_size <= 768 else "L"
+        save_clip(model, folder / "pruned_models" / f"vit{size}{vision.patch_size}_pruned_{name}.pt")
+
     def compare(self, models: Mapping[str, CLIPModel]) -> dict[str, dict[str, float]]:
         """Size and speed side by side, on a batch of validation images (`lfpr.clip.retrieval`)."""
-        images = self.images("val", min(64, self.settings.eval_batch))
+        images = self.images(self.seen, min(64, self.settings.eval_batch))
         return compare(models, moved(next(iter(images)), self.device))
+
+    # ---- cascades
+
+    @cached_property
+    def first(self) -> Self:
+        """The task of the model `settings.first_level`, with its own towers and processor, on the same data."""
+        other = self.with_settings(first_level=None)
+        for name in self.shared:
+            other.__dict__.pop(name, None)
+        other.checkpoint = str(self.settings.first_level)
+        return other
 
 
 def save_encoded(path: Path, **parts: Encoded) -> None:

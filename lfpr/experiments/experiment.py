@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,14 +19,16 @@ from torch import nn
 from lfpr.cost import LinearCost
 from lfpr.encoder import PrunableEncoder
 from lfpr.experiments.cell import Cell
-from lfpr.experiments.methods import METHODS
-from lfpr.experiments.runs import Run, Runs, Stage, checkpoint_of
+from lfpr.experiments.methods import METHODS, Method, given_file
+from lfpr.experiments.runs import Run, Runs, Stage, checkpoint_of, file_hash
 from lfpr.experiments.specs import ExperimentSpec
 from lfpr.experiments.task import Task
 from lfpr.files import write_json
 from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.masks import Importance, Masks
 from lfpr.rearrange import rearrange
+from lfpr.released import rescale as released_rescale
+from lfpr.released.masks import mask_files
 from lfpr.rescale import Rescaled, rescale
 from lfpr.save import load_pruned
 from lfpr.search import search, search_proportional, search_threshold
@@ -91,9 +94,12 @@ class Experiment:
         """
         with_gradients = tuple(name for name, method in METHODS.items() if method.gradients)
         resolved = (cell or Cell()).resolved(self.spec, with_gradients)
+        method = METHODS[resolved.method]
+        resolved = method.complete(self, resolved)
+        own = {"num_samples": method.samples, "scoring": "scoring"} | ({} if method.masks else {"step": "step"})
         settings = {
-            name: getattr(self.settings, name, None)
-            for name in ("num_samples", "scoring", "step")
+            name: getattr(self.settings, setting, None)
+            for name, setting in own.items()
             if getattr(resolved, name) is None
         }
         return replace(resolved, **settings)
@@ -107,9 +113,15 @@ class Experiment:
         return getattr(self.settings, "released_files", False)
 
     def _prune_key(self, cell: Cell) -> dict[str, Any]:
-        key = cell.place | {"rearranged": cell.rearranged, "rescaled": cell.rescaled} | self.task.sampling(cell)
+        key = cell.place | {"rearranged": cell.rearranged, "rescaled": cell.rescaled}
+        if cell.masks is None:
+            key |= self.task.sampling(cell)
+        else:
+            key |= {"masks": [file_hash(file) for file in mask_files(given_file(cell))]}
+        if cell.heads_removed is not None:
+            key |= {"heads_removed": cell.heads_removed}
         key |= {"released_files": True} if self._writes_released else {}
-        return key | (self.task.fitting if cell.rescaled else {}) | self.task.evaluation
+        return key | (self.task.fitting if cell.rescaled is True else {}) | self.task.evaluation
 
     def _retrain_key(self, cell: Cell) -> dict[str, Any]:
         amounts, settings = self.task.amounts(cell)
@@ -124,7 +136,12 @@ class Experiment:
     def importance(self, cell: Cell | None = None) -> Importance:
         """Of all heads and neurons, by the cell's method."""
         cell = self.cell(cell)
-        return METHODS[cell.method].importance(self, cell)
+        return self._searching(cell).importance(self, cell)
+
+    def _searching(self, cell: Cell) -> Method:
+        if METHODS[cell.method].masks:
+            raise ValueError(f"method = {cell.method!r}: gives masks and no importance: call searched(cell)")
+        return METHODS[cell.method]
 
     def collect(self, cell: Cell) -> MaskGradients:
         """The gradients of the method's objective with respect to the masks, over the cell's sample."""
@@ -160,16 +177,35 @@ class Experiment:
         """Mask search: `lfpr.search` under the cell's constraint, `search_proportional` if the method's importance of
         heads and of neurons has no common scale, or `search_threshold` at its percentile."""
         cell = self.cell(cell)
+        common_scale = self._searching(cell).common_scale
         if cell.percentile is not None:
             return search_threshold(importance, cell.percentile)
-        find = search if METHODS[cell.method].common_scale else search_proportional
+        find = search if common_scale else search_proportional
         return find(importance, self.cost, cell.constraint)
 
     def searched(self, cell: Cell | None = None) -> Masks:
-        """The cell's masks after search and, if it says so, rearrangement; not rescaled."""
+        """The cell's masks after search and, if it says so, rearrangement, or those that its method gives; not
+        rescaled."""
         cell = self.cell(cell)
+        if give := METHODS[cell.method].masks:
+            return give(self, cell)
         masks = self.search(self.importance(cell), cell)
         return rearrange(masks, self.gradients(cell)) if cell.rearranged else masks
+
+    def rescaled(self, masks: Masks, cell: Cell | None = None, folder: Path | None = None) -> Masks:
+        """`masks` with the values that the cell asks for: as they are, by least squares (`rescale`), or by the
+        released one (`lfpr.released.rescale`), with the task's released teacher, on the importance's sample.
+
+        folder: for intermediate results that do not fit in memory.
+        """
+        cell = self.cell(cell)
+        if cell.rescaled == "released":
+            task = self.task
+            teacher = None if METHODS[cell.method].masks else task.released_teacher(cell)
+            teacher = teacher and self.search(self.importance(cell), teacher)
+            batches, options = task.released_calibration(cell), task.released_options
+            return released_rescale(self.encoder, masks, batches, task.run, teacher, folder=folder, **options)
+        return self.rescale(masks, cell.seed, folder=folder) if cell.rescaled else masks
 
     def rescale(self, masks: Masks, seed: int = 0, solver: Callable[..., Rescaled] = rescale, **options) -> Rescaled:
         """Mask values by least squares against the unpruned model, on unlabelled training data (`lfpr.rescale`, or
@@ -190,15 +226,18 @@ class Experiment:
     @contextmanager
     def stage(self, name: str, cell: Cell) -> Iterator[Run | None]:
         """Stage "prune" or "retrain" of a cell under way, ended by `finish`; None if `runs/` has it."""
-        with self.runs.begin(name, self._key(name, self.cell(cell))) as run:
+        cell = self.cell(cell)
+        with self.runs.begin(name, self._key(name, cell)) as run:
+            if run:
+                run.cell = cell
             yield run
 
     def finish(self, run: Run, model: nn.Module, masks: Masks, log: list[dict] | None = None, **numbers: Any) -> None:
         """Save a pruned or retrained model with its masks and, of a training, its log; score it; keep the stage.
 
         Files: `masks.safetensors` (heads [L, H], neurons [L, N], zero where removed), the model in `model/`, `log.json`
-        (loss, gradient norm and seconds of each iteration) and what the task adds; with `settings.released_files` those
-        that the released code reads.
+        (loss, gradient norm and seconds of each iteration) and what the task adds; with the setting `released_files`,
+        also those that the released code would write for this cell.
         """
         masks.save(run.folder / "masks.safetensors")
         if log is not None:
@@ -206,7 +245,7 @@ class Experiment:
             numbers |= {"iterations": len(log), "minutes": log[-1]["seconds"] / 60}
             numbers |= self.task.save_retrained(model, masks, run.folder)
         if self._writes_released:
-            self.task.save_released(model, masks, run.folder)
+            self.task.save_released(model, masks, run.cell, run.folder)
         run.finish(self.task.save(model, run.folder) | scale_range(masks) | numbers)
 
     def prune(self, cell: Cell | None = None) -> Stage:
@@ -215,7 +254,7 @@ class Experiment:
         with self.stage("prune", cell) as run:
             if run:
                 masks = self.searched(cell)
-                masks = self.rescale(masks, cell.seed, folder=run.folder) if cell.rescaled else masks
+                masks = self.rescaled(masks, cell, run.folder)
                 pruned = shrink(self.model, masks, self.part)
                 self.finish(run, pruned, masks, largest_difference=self.verify(masks, pruned))
         return self.runs.load("prune", self._key("prune", cell))
@@ -288,7 +327,8 @@ class Experiment:
         """What else a pruned or retrained model is used for, measured: stages by name (see `DOWNSTREAM`)."""
         from lfpr.experiments.studies import DOWNSTREAM
 
-        return {name: DOWNSTREAM[name](self, pruned) for name in self.spec.downstream}
+        stages = {name: DOWNSTREAM[name](self, pruned) for name in self.spec.downstream}
+        return {name: stage for name, stage in stages.items() if stage is not None}
 
     def study(self, name: str) -> Rows:
         """The rows of a study of this experiment (`spec.studies`; see `lfpr.experiments.studies`)."""

@@ -21,6 +21,8 @@ from lfpr.files import shipped
 NOTEBOOKS = {"pruned": "03_prune", "retrained": "04_retrain"}
 """Stage of a cell -> the notebook that runs it."""
 STAGES = tuple(NOTEBOOKS)
+DIRECT = ["heads_removed", "masks"]
+"""Fields of a cell that name masks without a search."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ def load_grid(source: str) -> dict[str, dict]:
 def cells(plan: dict) -> list[Planned]:
     """The cells of an experiment's plan: each entry stands for all combinations of its lists.
 
-    Raises ValueError for an entry without a method, with both or neither of constraint and percentile, with an unknown
-    stage or field, or for a cell that is there twice.
+    Raises ValueError for an entry without a method, with both or neither of constraint and percentile (but for what
+    names its masks: `DIRECT`), with an unknown stage or field, or for a cell that is there twice.
     """
     planned = [cell for entry in plan["cells"] for cell in _combinations(dict(entry))]
     keys = [(each.cell, stage) for each in planned for stage in each.stages]
@@ -59,10 +61,11 @@ def cells(plan: dict) -> list[Planned]:
 
 def _combinations(entry: dict[str, Any]) -> Iterator[Planned]:
     stages = tuple(_list(entry.pop("stages", STAGES)))
-    if "method" not in entry or ("constraint" in entry) == ("percentile" in entry) or set(stages) - set(STAGES):
+    placed = sum(any(name in entry for name in names) for names in (["constraint"], ["percentile"], DIRECT))
+    if "method" not in entry or placed != 1 or set(stages) - set(STAGES):
         raise ValueError(
-            f"cell {entry}, stages {list(stages)}: needs a method, a constraint or a percentile, and stages of "
-            f"{list(STAGES)}"
+            f"cell {entry}, stages {list(stages)}: needs a method, a constraint or a percentile (or one of {DIRECT}), "
+            f"and stages of {list(STAGES)}"
         )
     if unknown := set(entry) - set(CELL_FIELDS):
         raise ValueError(f"cell {entry}: unknown {sorted(unknown)}; there are {list(CELL_FIELDS)}")

@@ -1,7 +1,8 @@
 """The ways to give heads and neurons an importance, a row each: adding one is a row here and its look in the figures.
 
-Methods by gradients differ in the task's objective. Controls take one part of Fisher's importance away, to see what
-each part is worth; each is again an importance, so search and constraints apply to it unchanged.
+Some give masks instead, which are not searched. Methods by gradients differ in the task's objective. Controls take one
+part of Fisher's importance away, to see what each part is worth; each is again an importance, so search and constraints
+apply to it unchanged.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ import torch
 from torch import Tensor
 
 from lfpr.experiments.cell import Cell
+from lfpr.experiments.runs import Stage
+from lfpr.files import checkout
 from lfpr.importance import activation_importance, magnitude, random_importance
-from lfpr.masks import Importance
+from lfpr.masks import Importance, Masks
+from lfpr.released.masks import load_masks, save_head_mask
+from lfpr.sensitivity import all_but_one
 
 if TYPE_CHECKING:
     from lfpr.experiments.experiment import Experiment
@@ -27,13 +32,18 @@ if TYPE_CHECKING:
 class Method:
     """How a method's importance of a resolved cell is computed or loaded; `gradients`: its masks can be rearranged.
 
-    Without a `common_scale` of heads and neurons, both are kept in the same proportion; `sampled`: it looks at data.
+    Without a `common_scale` of heads and neurons, both are kept in the same proportion; `sampled`: it looks at data, as
+    many samples as the setting `samples` says. A method with `masks` gives masks of a resolved cell, and no importance;
+    `complete` gives the cell in the one form that names its stage, checked against the experiment.
     """
 
-    importance: Callable[[Experiment, Cell], Importance]
+    importance: Callable[[Experiment, Cell], Importance] | None = None
     gradients: bool = False
     common_scale: bool = True
     sampled: bool = True
+    samples: str = "num_samples"
+    masks: Callable[[Experiment, Cell], Masks] | None = None
+    complete: Callable[[Experiment, Cell], Cell] = lambda experiment, cell: cell
 
 
 def by_gradients(experiment: Experiment, cell: Cell, kind: str = "squared") -> Importance:
@@ -98,6 +108,71 @@ def _split(experiment: Experiment, cell: Cell, other: str) -> Importance:
     return with_neurons_by(_fisher(experiment, cell), experiment.importance(replace(cell, method=other)))
 
 
+# ---- methods that give masks
+
+
+def walk(experiment: Experiment, cell: Cell) -> Stage:
+    """Sensitivity pruning from its first step to its last (`lfpr.all_but_one`) on the sample of a resolved cell, each
+    step a stage of its own, so that an interrupted walk goes on.
+
+    Files, of step 1, 2, ...: `head_mask_0.pt`, `head_mask_1.pt`, ..., as the fork for CLIP writes them.
+    """
+    task, encoder = experiment.task, experiment.encoder
+    key = {"seed": cell.seed} | task.sampling(cell)
+
+    def build(folder: Path) -> dict:
+        batches, objective, masks, removed = task.batches(cell), task.objective(cell), Masks.ones(encoder), []
+        for step in range(1, encoder.num_layers + 1):
+
+            def one(folder: Path, step: int = step, masks: Masks = masks) -> dict:
+                _, after = next(all_but_one(encoder, batches, objective, masks, progress="sensitivity"))
+                save_head_mask(after, step, folder)
+                return {"removed": int((after.heads == 0).sum())}
+
+            stage = task.stage("walk-step", key | {"step": step}, one)
+            masks = load_masks(stage.folder / f"head_mask_{step - 1}.pt", encoder=encoder).to(encoder.device)
+            save_head_mask(masks, step, folder)
+            removed.append(stage.result["removed"])
+        return {"removed": removed} | task.sample_numbers(cell)
+
+    return task.stage("walk", key, build)
+
+
+def _walked(experiment: Experiment, cell: Cell) -> Masks:
+    step = cell.heads_removed // (experiment.encoder.num_heads - 1)
+    encoder = experiment.encoder
+    masks = load_masks(walk(experiment, cell).folder / f"head_mask_{step - 1}.pt", encoder=encoder)
+    return masks.to(encoder.device)
+
+
+def _heads_removed(experiment: Experiment, cell: Cell) -> Cell:
+    """Says how many heads are removed, instead of after which step. Raises ValueError for what no step leaves."""
+    layers, removed = experiment.encoder.num_layers, experiment.encoder.num_heads - 1
+    if cell.step is not None and not 1 <= cell.step <= layers:
+        raise ValueError(f"step = {cell.step}: sensitivity pruning of {layers} layers has steps 1 … {layers}")
+    heads = cell.heads_removed if cell.step is None else cell.step * removed
+    allowed = [step * removed for step in range(1, layers + 1)]
+    if heads not in allowed:
+        raise ValueError(f"heads_removed = {heads}: must be one of {allowed}, a layer's {removed} in each step")
+    return replace(cell, heads_removed=heads, step=None)
+
+
+def given_file(cell: Cell) -> Path:
+    """Where the masks of a cell are: its path as it is, or else in the checkout."""
+    path = Path(cell.masks)
+    return path if path.exists() or path.is_absolute() or checkout() is None else checkout() / path
+
+
+def _given(experiment: Experiment, cell: Cell) -> Masks:
+    return load_masks(given_file(cell), encoder=experiment.encoder).to(experiment.encoder.device)
+
+
+def _fitting(experiment: Experiment, cell: Cell) -> Cell:
+    """The cell. Raises as `load_masks` for files that are missing, broken or of another model."""
+    _given(experiment, cell)
+    return cell
+
+
 METHODS: dict[str, Method] = {
     "label-free": Method(by_gradients, gradients=True),
     "fisher": Method(by_gradients, gradients=True),
@@ -109,6 +184,8 @@ METHODS: dict[str, Method] = {
     ),
     "activation": Method(by_activations),
     "uniform": Method(lambda experiment, cell: uniform(_fisher(experiment, cell)), common_scale=False),
+    "sensitivity": Method(masks=_walked, complete=_heads_removed, samples="sensitivity_samples"),
+    "given": Method(masks=_given, complete=_fitting, sampled=False),
     **{f"split-{other}": Method(partial(_split, other=other)) for other in ("activation", "magnitude", "random")},
 }
 """Name -> its `Method`. An experiment's spec says which of them it offers."""

@@ -35,6 +35,8 @@ from lfpr.files import write_json
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lfpr.experiments.cell import Cell
+
 PACKAGES = ("lfpr", "torch", "transformers", "numpy")
 
 
@@ -52,7 +54,10 @@ class Unfinished(LookupError):
 
 
 class Run:
-    """A stage under way: files go into `folder`; `checkpoint` is a folder that outlives an interruption."""
+    """A stage under way: files go into `folder`; `checkpoint` is a folder that outlives an interruption; `cell`: whose
+    model it makes, if it is one's."""
+
+    cell: Cell | None = None
 
     def __init__(self, runs: Runs, folder: Path, parameters: dict) -> None:
         self._runs, self._place, self._parameters = runs, folder, parameters

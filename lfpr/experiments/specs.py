@@ -19,11 +19,11 @@ class ExperimentSpec:
     task: where its `Task` is, "module:class", with `arguments` for it; pictures: the module that draws what notebooks
     show. title: model and data; metrics: column of a stage's result -> label, the first one being the score of figures
     and tables, `tabulated` those that get a table; samples: what scores count; kept: what a constraint counts. method,
-    rearranged, rescaled, trained: the experiment's own way; methods, controls (methods that only compare), ways (values
-    of trained): what else there is; retraining: its name. alternatives: what one figure compares, label -> Way.
-    studies: what else can be studied, downstream: what else is measured of each pruned or retrained model (names in
-    `lfpr.experiments.studies`). tolerance: points that label-free at 40 %, retrained, may lie below the unpruned model
-    on mini's data.
+    rearranged, rescaled, trained: the experiment's own way; methods, controls (methods that only compare), direct
+    (those that give masks without a search), ways (values of trained): what else there is; retraining: its name.
+    alternatives: what one figure compares, label -> Way. studies: what else can be studied, downstream: what else is
+    measured of each pruned or retrained model (names in `lfpr.experiments.studies`). tolerance: points that label-free
+    at 40 %, retrained, may lie below the unpruned model on mini's data.
     """
 
     name: str
@@ -40,6 +40,7 @@ class ExperimentSpec:
     tolerance: float
     alternatives: Mapping[str, Way]
     controls: tuple[str, ...] = ()
+    direct: tuple[str, ...] = ("given",)
     tabulated: tuple[str, ...] = ("score",)
     studies: tuple[str, ...] = ()
     downstream: tuple[str, ...] = ()
@@ -118,6 +119,7 @@ SPECS: dict[str, ExperimentSpec] = {
             method="fisher",
             methods=("fisher", "label-free", "activation", "magnitude", "random"),
             controls=("uniform", "split-activation", "split-magnitude", "split-random"),
+            direct=("sensitivity", "given"),
             ways=("last", "masks", "all"),
             retraining="distillation",
             tolerance=12.0,
@@ -125,11 +127,12 @@ SPECS: dict[str, ExperimentSpec] = {
             rescaled=True,
             tabulated=("score", "r10"),
             studies=("sensitivity", "scales"),
-            downstream=("cascade",),
+            downstream=("cascade", "levels"),
             alternatives={
                 "Searched": (None, "rearranged=False, rescaled=False", False),
                 "Searched, rearranged": (None, "rearranged=True, rescaled=False", False),
                 "Pruned, rescaled": (None, "", False),
+                "Pruned, rescaled as released": (None, "rescaled=released", False),
                 "Distilled: masks, norms": (None, "trained=masks", True),
                 "Distilled: last layers": (None, "", True),
                 "Distilled: all layers": (None, "trained=all", True),

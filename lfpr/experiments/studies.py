@@ -6,7 +6,7 @@ need are stages, computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from lfpr.clip.objectives import Batch
+from lfpr.clip.retrieval import Level, cascade_levels, eccv_metrics, image_speedup, levels_speedup
 from lfpr.clip.retrieval import cascade as cascade_of
-from lfpr.clip.retrieval import eccv_metrics, image_speedup
 from lfpr.cost import MacCost
 from lfpr.encoder import prunable
 from lfpr.experiments.cell import Cell
@@ -28,7 +27,6 @@ from lfpr.files import checkout
 from lfpr.masks import Masks
 from lfpr.released import load_masks
 from lfpr.released import rescale as released_rescale
-from lfpr.sensitivity import all_but_one
 
 Rows = list[dict[str, Any]]
 
@@ -78,7 +76,7 @@ def scoring(experiment: Experiment, seed: int = 0, constraint: float = 0.4) -> R
 # ---- CLIP
 
 
-def sensitivity(experiment: Experiment, seed: int = 0) -> Rows:
+def sensitivity(experiment: Experiment, seed: int | None = None) -> Rows:
     """All-but-one: step by step, one more layer keeps only its most important head (`lfpr.sensitivity`).
 
     Two rows per step, rescaled and not: heads `removed`, `fraction` of MACs, recall.
@@ -86,37 +84,33 @@ def sensitivity(experiment: Experiment, seed: int = 0) -> Rows:
     return sensitivity_walk(experiment, seed).result["steps"]
 
 
-def sensitivity_walk(experiment: Experiment, seed: int = 0) -> Stage:
-    """The stage behind `sensitivity`, each step a stage of its own, so that an interrupted walk goes on.
+def sensitivity_walk(experiment: Experiment, seed: int | None = None) -> Stage:
+    """The stage behind `sensitivity`: what each step of the method's `walk` is worth, a stage each, so that an
+    interrupted study goes on. seed: by default `settings.sensitivity_seed`.
 
     Files: `masks-STEP.safetensors`, without rescaling.
     """
-    task, cell = experiment.task, experiment.cell(Cell("fisher", seed=seed))
+    task, layers = experiment.task, experiment.encoder.num_layers
+    seed = experiment.settings.sensitivity_seed if seed is None else seed
+    cell = experiment.cell(Cell("sensitivity", seed=seed, step=layers))
     key = {"seed": seed} | task.sampling(cell) | task.fitting | task.evaluation
 
     def build(folder: Path) -> dict:
-        batches, masks, rows = task.batches(cell), None, []
-        for number in range(1, experiment.encoder.num_layers + 1):
-            step = task.stage("step", key | {"step": number}, _step(experiment, cell, number, batches, masks))
-            masks = Masks.load(step.folder / "masks.safetensors")
+        rows = []
+        for number in range(1, layers + 1):
+            masks = experiment.searched(Cell("sensitivity", seed=seed, step=number))
             masks.save(folder / f"masks-{number}.safetensors")
-            rows += step.result["rows"]
+            rows += task.stage("step", key | {"step": number}, _step(experiment, seed, number, masks)).result["rows"]
         return {"steps": rows}
 
     return task.stage("sensitivity", key, build)
 
 
-def _step(
-    experiment: Experiment, cell: Cell, number: int, batches: Iterable[Batch], before: Masks | None
-) -> Callable[[Path], dict]:
+def _step(experiment: Experiment, seed: int, number: int, masks: Masks) -> Callable[[Path], dict]:
     def build(folder: Path) -> dict:
-        task, encoder = experiment.task, experiment.encoder
-        objective = task.objective(cell)
-        _, masks = next(all_but_one(encoder, batches, objective, before, progress="sensitivity"))
-        masks.save(folder / "masks.safetensors")
-        removed = encoder.num_layers * encoder.num_heads - sum(masks.heads_kept)
+        task, removed = experiment.task, int((masks.heads == 0).sum())
         about = {"step": number, "removed": removed, "fraction": experiment.cost.fraction(masks)}
-        variants = {False: masks, True: experiment.rescale(masks, cell.seed, folder=folder)}
+        variants = {False: masks, True: experiment.rescale(masks, seed, folder=folder)}
         return {"rows": [about | {"rescaled": key} | task.evaluate_masked(value) for key, value in variants.items()]}
 
     return build
@@ -202,16 +196,19 @@ def _base(tokens: int) -> MacCost:
         return MacCost(prunable(CLIPVisionModel(CLIPVisionConfig(**sizes))), tokens)
 
 
-def cascade(experiment: Experiment, pruned: Stage, m: int | None = None) -> Stage:
+def cascade(experiment: Experiment, pruned: Stage, m: int | None = None) -> Stage | None:
     """The model of a `prune` or `retrain` stage ranks all images, the unpruned one re-ranks its top `m`: by default
     `settings.shortlist`, or all images if there are fewer.
 
     Recall (`score`, `r5`, `r10`), `reranked` and `growth` (see `lfpr.clip.retrieval.cascade`), measured milliseconds,
     and the `speedup` of image encoding if the share of images ever re-ranked is the published 10 %, as measured over
     all captions of this split (`speedup_measured`), or m of I, as for the first query over new images
-    (`speedup_query`). Beyond the share `break_even` the cascade costs more than the full model.
+    (`speedup_query`). Beyond the share `break_even` the cascade costs more than the full model. None where nothing can
+    be scored.
     """
     task, settings = experiment.task, experiment.settings
+    if task.unscored:
+        return None
     m = min(settings.shortlist, len(task.reference.images.image_id)) if m is None else m
     key = pruned.provenance["parameters"] | {"of": pruned.folder.parent.name, "m": m, "assumed": settings.reranked}
 
@@ -229,6 +226,46 @@ def cascade(experiment: Experiment, pruned: Stage, m: int | None = None) -> Stag
     return task.stage("cascade", key, build)
 
 
+def levels(experiment: Experiment, pruned: Stage) -> Stage | None:
+    """A cascade of three levels: the model `settings.first_level` ranks all images by its own towers, that of a `prune`
+    or `retrain` stage re-ranks its best, and the unpruned one the best of these (`settings.shortlists`, or all images
+    if there are fewer). None without that setting, or where nothing can be scored.
+
+    As `cascade`; `reranked`, `growth` are of the unpruned model, `reranked_pruned` of the pruned one. The time of all
+    levels counts in the speed-up, the published 10 % for both later ones. `ms_first` is measured apart from the others.
+    """
+    task, settings = experiment.task, experiment.settings
+    if settings.first_level is None or task.unscored:
+        return None
+    count = len(task.reference.images.image_id)
+    m = [min(number, count) for number in settings.shortlists]
+    key = pruned.provenance["parameters"] | {"of": pruned.folder.parent.name, "m": m, "assumed": settings.reranked}
+
+    def build(folder: Path) -> dict:
+        first, (images, texts, pairs) = task.first.reference, task.reference
+        if not (first.images.image_id.equal(images.image_id) and first.texts.caption_id.equal(texts.caption_id)):
+            raise ValueError(
+                f"first_level = {settings.first_level}: other images could be read than by the pruned model"
+            )
+        (ranked,) = load_encoded(pruned.folder / "features.safetensors", "image")
+        towers = [first.images.features, ranked.features, images.features]
+        described = [first.texts.features, texts.features, texts.features]
+        result = cascade_levels(list(map(Level, towers, described)), m, pairs=pairs)
+        table = task.compare({"full": experiment.model, "pruned": experiment.load(pruned)})
+        table |= task.first.compare({"first": task.first.model})
+        times = [table[name]["ms_per_image"] for name in ("first", "pruned", "full")]
+        assumed = {"": [settings.reranked] * 2, "_measured": result["reranked"], "_query": [n / count for n in m]}
+        speed = {f"speedup{name}": levels_speedup(times, shares) for name, shares in assumed.items()}
+        speed |= {"break_even": max(0.0, (times[2] - times[0]) / (times[1] + times[2]))}
+        speed |= {f"ms_{name}": time for name, time in zip(("first", "pruned", "full"), times, strict=True)}
+        shares = {"reranked_pruned": result["reranked"][0], "reranked": result["reranked"][1]}
+        growth = [[queries, share] for queries, _, share in result["growth"]]
+        about = {"score": result["r1"], "fraction": pruned.result["fraction"]}
+        return about | result | shares | {"growth": growth} | speed
+
+    return task.stage("levels", key | {"first_level": task.first.inputs["checkpoint"]}, build)
+
+
 def eccv(experiment: Experiment, pruned: Stage | None = None) -> dict[str, float]:
     """ECCV-Caption metrics (`lfpr.clip.retrieval.eccv_metrics`) of the unpruned model, or that of a `prune` or
     `retrain` stage. The val split of `data_root` must be the Karpathy test split, eval_captions "all"."""
@@ -243,4 +280,4 @@ STUDIES: dict[str, Callable[[Experiment], Rows]] = {
     "sensitivity": sensitivity,
     "scales": scales,
 }
-DOWNSTREAM: dict[str, Callable[[Experiment, Stage], Stage]] = {"cascade": cascade}
+DOWNSTREAM: dict[str, Callable[[Experiment, Stage], Stage | None]] = {"cascade": cascade, "levels": levels}

@@ -19,6 +19,7 @@ from lfpr.cost import ParameterCost
 from lfpr.device import RUNNING, OnDevice
 from lfpr.encoder import prunable
 from lfpr.experiments.cell import SCORINGS, Cell
+from lfpr.experiments.methods import given_file
 from lfpr.experiments.runs import Stage, file_hash, fingerprint
 from lfpr.experiments.schedule import questions, schedule
 from lfpr.experiments.specs import ExperimentSpec
@@ -29,7 +30,7 @@ from lfpr.masks import Masks
 from lfpr.mini.datasets import write_tap
 from lfpr.modes import evaluating
 from lfpr.progress import bar
-from lfpr.released import scoring
+from lfpr.released import load_masks, scoring
 from lfpr.released.tap import save_tap
 from lfpr.save import save_delta
 from lfpr.tap.checkpoint import read_checkpoint
@@ -408,8 +409,14 @@ class TAPTask(Task):
 
     def calibration(self, seed: int) -> Iterator[dict[str, Tensor]]:
         """Unlabelled training questions and the first two steps of their decoded answers."""
-        indices = self.sample("train", self.settings.rescale_samples, seed)
-        for batch in self.batched(self.data("train", indices=indices), self.settings.score_batch):
+        yield from self._begun(self.data("train", indices=self.sample("train", self.settings.rescale_samples, seed)))
+
+    def released_calibration(self, cell: Cell) -> Iterator[dict[str, Tensor]]:
+        """The questions behind the importance, as in `calibration`."""
+        yield from self._begun(self.scored(cell))
+
+    def _begun(self, data: TAPDataset) -> Iterator[dict[str, Tensor]]:
+        for batch in self.batched(data, self.settings.score_batch):
             first = self.model.begin(len(batch["num_ocr"]))
             yield batch | {"previous": torch.cat([first, self.model.generate(batch, 1)[1]], 1)}
 
@@ -449,7 +456,7 @@ class TAPTask(Task):
 
         Raises ValueError for a share of the questions of which LFPR's files are to be used and are not.
         """
-        whose, percent = self.settings.labels, schedule(self.spec.name, cell.constraint, cell.percentile)[0]
+        whose, percent = self.settings.labels, self._schedule(cell)[0]
         if cell.percent not in (None, percent, int(percent)):
             if whose == "released":
                 raise ValueError(
@@ -458,10 +465,16 @@ class TAPTask(Task):
             return None
         return self._released(whose, LABELS.format(self.spec.arguments["labels"], int(percent)))
 
+    def _schedule(self, cell: Cell) -> tuple[float, int]:
+        constraint = cell.constraint
+        if cell.masks is not None:
+            constraint = self.cost.fraction(load_masks(given_file(cell), encoder=self.encoder))
+        return schedule(self.spec.name, constraint, cell.percentile)
+
     def amounts(self, cell: Cell) -> tuple[dict[str, Any], ReSt]:
-        """By default X percent of the questions and the last k layers of the published schedule; whose answers are
-        learned, and how."""
-        percent, layers = schedule(self.spec.name, cell.constraint, cell.percentile)
+        """By default X percent of the questions and the last k layers of the published schedule, by what given masks
+        keep if there is no constraint; whose answers are learned, and how."""
+        percent, layers = self._schedule(cell)
         percent = percent if cell.percent is None else cell.percent
         layers = layers if cell.last_layers is None else cell.last_layers
         rest = replace(
@@ -509,10 +522,9 @@ class TAPTask(Task):
         save_delta(self.model, masks, model, path)
         return {"delta_megabytes": path.stat().st_size / 1e6}
 
-    def save_released(self, model: TAP, masks: Masks, folder: Path) -> list[Path]:
+    def save_released(self, model: TAP, masks: Masks, cell: Cell, folder: Path) -> None:
         """`pruned_model.ckpt` and `cfg.txt`, masks of ones, with all that the unpruned checkpoint has beside."""
         save_tap(model, folder, unpruned=self.checkpoint)
-        return [folder / "pruned_model.ckpt", folder / "cfg.txt"]
 
     def save_released_scores(self, gradients: MaskGradients, cell: Cell, folder: Path) -> list[Path]:
         """`score/`, of the label-free importance: rows are of batches, or of samples if they are scored one by one."""

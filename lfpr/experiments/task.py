@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -193,6 +194,23 @@ class Task(ABC):
         """Options of `lfpr.rescale`."""
         return {}
 
+    def released_teacher(self, cell: Cell) -> Cell | None:
+        """The cell whose masks, searched and not rearranged, are the teacher of released rescaling; None is the
+        unpruned model. By default as Kwon et al. have it: at the square root of the share that is kept."""
+        if cell.percentile is not None:
+            kept = math.sqrt(1 - cell.percentile / 100)
+            return replace(cell, percentile=100 * (1 - kept))
+        return replace(cell, constraint=math.sqrt(cell.constraint))
+
+    def released_calibration(self, cell: Cell) -> Iterable[Batch]:
+        """The samples that released rescaling fits mask values on, for `run`."""
+        return self.calibration(cell.seed)
+
+    @property
+    def released_options(self) -> dict[str, Any]:
+        """Options of `lfpr.released.rescale`: its last FFN is not fitted on a first token alone, which classifies."""
+        return {"first_token": False}
+
     # ---- retraining
 
     @abstractmethod
@@ -208,6 +226,9 @@ class Task(ABC):
         """Arguments of `lfpr.retrain(student, ...)`: encoder, heads, batches, loss, settings and options."""
 
     # ---- scores
+
+    unscored: str | None = None
+    """Why nothing can be scored: scores are then NaN. None if all can."""
 
     @abstractmethod
     def baseline(self) -> Stage:
@@ -227,13 +248,13 @@ class Task(ABC):
         """Save in `folder` what only a retrained model has, beside `save`; numbers about it. Nothing by default."""
         return {}
 
-    def save_released(self, model: nn.Module, masks: Masks, folder: Path) -> list[Path]:
-        """Write a pruned or retrained model, mask values folded in, into `folder` as the released code reads it, where
-        the setting `released_files` is on; returns the paths. Nothing by default."""
-        return []
+    def save_released(self, model: nn.Module, masks: Masks, cell: Cell, folder: Path) -> None:
+        """Write what the released code writes for a cell's pruned or retrained model, mask values folded in, below
+        `folder`, its stage's. Raises ValueError if there is no such code."""
+        raise ValueError(f"released_files = True: there are no files of {self.spec.name} that others would read")
 
     def save_released_scores(self, gradients: MaskGradients, cell: Cell, folder: Path) -> list[Path]:
-        """As `save_released`, the gradients behind an importance."""
+        """As `save_released`, the gradients behind an importance, if the released code keeps them: its files."""
         return []
 
     def submit(self, model: nn.Module, path: str | Path) -> list[Path]:

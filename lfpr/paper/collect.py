@@ -75,6 +75,9 @@ def collect(
 
 def _experiment(collector: Collector, experiment: Experiment, plan: dict) -> None:
     name, notebooks = experiment.name, str(plan.get("notebooks", ()))
+    if experiment.task.unscored:
+        collector.missing.append(f"{name}: {experiment.task.unscored}")
+        return
     collector.add("results", f"{name}: unpruned", lambda: [unpruned_row(experiment)])
     if "02_importance" in notebooks:
         for method in COMPARED:
@@ -100,6 +103,10 @@ def _cell(collector: Collector, experiment: Experiment, planned: Planned) -> Non
             collector.missing.append(f"{experiment.name}: {planned.cell.name} {name} ({NOTEBOOKS[name]})")
             continue
         collector.rows["results"].append(result_row(experiment, planned.cell, stages[name], name == "retrained"))
+    unsearched = planned.cell.heuristic == "none" and len(planned.cell.options) == 1
+    if unsearched and "cascade" in experiment.spec.downstream:
+        what = f"{experiment.name}: cascade of {planned.cell.name}"
+        collector.add("cascade", what, lambda: cascade_rows(experiment, cell, stages))
     if planned.cell.variant or not stages:
         return
     collector.rows["layers"] += layer_rows(experiment, cell, next(iter(stages.values())))
@@ -175,8 +182,10 @@ def speed_rows(experiment: Experiment) -> Rows:
 
 
 def cascade_rows(experiment: Experiment, cell: Cell, stages: dict[str, Stage]) -> Rows:
-    """A row per stage of a cell: its cascade."""
-    return [about | result for about, result in _cascades(experiment, cell, stages)]
+    """A row per stage of a cell and cascade of it; `m` is text where there are several."""
+    rows = [about | result for about, result in _cascades(experiment, cell, stages)]
+    rows += [about | result for about, result in _cascades(experiment, cell, stages, "levels")]
+    return [row | {"m": ", ".join(map(str, row["m"])) if isinstance(row["m"], list) else row["m"]} for row in rows]
 
 
 def growth_rows(experiment: Experiment, cell: Cell, stages: dict[str, Stage]) -> Rows:
@@ -190,10 +199,13 @@ def growth_rows(experiment: Experiment, cell: Cell, stages: dict[str, Stage]) ->
     return rows
 
 
-def _cascades(experiment: Experiment, cell: Cell, stages: dict[str, Stage]) -> Iterator[tuple[dict, dict]]:
+def _cascades(
+    experiment: Experiment, cell: Cell, stages: dict[str, Stage], name: str = "cascade"
+) -> Iterator[tuple[dict, dict]]:
     about = {"experiment": experiment.name} | {key: cell.place[key] for key in ("method", "constraint", "seed")}
-    for name, stage in stages.items():
-        yield about | {"retrained": name == "retrained"}, experiment.downstream(stage)["cascade"].result
+    for made, stage in stages.items():
+        if name in (found := experiment.downstream(stage)):
+            yield about | {"retrained": made == "retrained"}, found[name].result
 
 
 def minutes_rows(runs: str | Path) -> Rows:

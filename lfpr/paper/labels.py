@@ -9,7 +9,7 @@ import seaborn as sns
 
 from lfpr.experiments.specs import SPECS, ExperimentSpec
 
-BLUE, ORANGE, GREEN, RED, PINK, _, _, GREY, _, SKY = sns.color_palette("colorblind").as_hex()
+BLUE, ORANGE, GREEN, RED, PINK, BROWN, _, GREY, YELLOW, SKY = sns.color_palette("colorblind").as_hex()
 
 
 class Look(NamedTuple):
@@ -28,6 +28,8 @@ METHODS = {
     "l1": Look("L1", GREY, "P"),
     "random": Look("Random", RED, "^"),
     "activation": Look("Activation", SKY, "X"),
+    "sensitivity": Look("Sensitivity (labels)", BROWN, "p"),
+    "given": Look("Given masks", YELLOW, "*"),
 }
 CONTROLS = {  # label of methods that only show what a part of another is worth
     "uniform": "Fisher, equal share per layer",

@@ -166,6 +166,12 @@ def variant_text(rows: pd.DataFrame) -> pd.Series:
     return rows.variant.astype(object).fillna("")
 
 
+def plain(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are of the experiment's own way, or of masks without a search (heuristic "none") as they are."""
+    variant = variant_text(rows)
+    return (variant == "") | (rows.heuristic == "none") & variant.str.fullmatch(r"(heads_removed|masks)=[^,]*")
+
+
 def over_seeds(rows: pd.DataFrame, metric: str = "score") -> pd.DataFrame:
     """A row per constraint or percentile: mean fraction kept; mean, min, max, std (n − 1), count of the score."""
     groups = rows.groupby(["constraint", "percentile"], dropna=False)

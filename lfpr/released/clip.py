@@ -1,7 +1,8 @@
-"""The pruned models that the fork for CLIP writes: `vitB16_pruned_CONSTRAINT_SEED.pt`, a whole module as one pickle.
+"""The fork for CLIP of Kwon et al.'s framework: the samples that it draws, and the pruned models that it writes.
 
-A pickle is a program, so only the tensors in it are read: its Python objects become stand-ins that keep their state and
-do nothing, whatever classes and functions the file names. The model is then built here, from the tensors' shapes.
+A model is `vitB16_pruned_CONSTRAINT_SEED.pt`, a whole module as one pickle. A pickle is a program, so only the tensors
+in it are read: its Python objects become stand-ins that keep their state and do nothing, whatever classes and functions
+the file names. The model is then built here, from the tensors' shapes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
 
 HEAD_SIZE = 64  # in all towers of CLIP
+BATCH = 32  # image-caption pairs that the loss compares
+SENSITIVITY_FIRST = 2048  # annotations that sensitivity pruning draws from
 _DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -35,6 +39,16 @@ _DTYPES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
 }
+
+
+def draw(total: int, count: int, seed: int, first: int | None = None) -> list[int]:
+    """Places in COCO's list of `total` annotations: `count` samples as the fork draws them, in its order, with
+    replacement from the `first` annotations (by default as many as samples, at least 128) by NumPy's legacy generator.
+
+    Where there are fewer annotations than samples, as in a small set of one's own, as many samples as annotations.
+    """
+    count = min(count, total)
+    return np.random.RandomState(seed).choice(min(max(count, 128) if first is None else first, total), count).tolist()
 
 
 def save_clip(model: CLIPModel, path: str | Path) -> None:

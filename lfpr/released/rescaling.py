@@ -33,20 +33,22 @@ def rescale(
     teacher: Masks | None = None,
     tokens: Callable[[Any], Tensor] | None = None,
     folder: str | Path | None = None,
+    first_token: bool | None = None,
 ) -> Rescaled:
     """`masks` with the values of what is kept as the released code fits them, and a report per sub-layer.
 
     With a `teacher` it is Kwon et al.'s: the teacher's FFN output is taken before its neuron mask, the last FFN is
-    fitted on the first token alone, and everything from the first sub-layer with a scale beyond ±10 on stays binary.
-    Without one it is that of the fork for CLIP, which has no limit and fits all tokens. Arguments and errors are those
-    of `lfpr.rescale`.
+    fitted on the first token alone (unless `first_token` is False, as they do where every token has an answer), and
+    everything from the first sub-layer with a scale beyond ±10 on stays binary. Without one it is that of the fork for
+    CLIP, which has no limit and fits all tokens. Arguments and errors are those of `lfpr.rescale`.
     """
+    first_token = teacher is not None if first_token is None else first_token
     check_masks(encoder, masks, teacher)
     limit, report = None if teacher is None else LIMIT, []
     student, teacher_side = sides(encoder, masks, teacher)
     with evaluating(encoder.module), Replay(encoder, batches, forward, tokens, folder) as replay:
         walk = _Walk(replay, student, teacher_side)
-        for fit in fit_masks(walk, lambda system: system.released(limit), teacher is not None, _Equations):
+        for fit in fit_masks(walk, lambda system: system.released(limit), first_token, _Equations):
             report.append(fit)
             if fit.declined and fit.declined.endswith(_STOPS):
                 break

@@ -58,6 +58,37 @@ def broken(root, tmp_path) -> Path:
     return folder
 
 
+# ---- the file's own order
+
+
+def test_annotations_are_taken_in_the_order_of_the_file(root, tmp_path, processor):
+    table = json.loads((root / "annotations/captions_val2017.json").read_text())
+    rng = np.random.default_rng(0)
+    listed = table["annotations"] = [table["annotations"][i] for i in rng.permutation(len(table["annotations"]))]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/captions_val2017.json").write_text(json.dumps(table))
+    (tmp_path / "val2017").symlink_to(root / "val2017")
+    assert coco.count_annotations(tmp_path, "val") == len(listed) == 500
+    places = [7, 3, 499, 7, 0]
+    data = COCOCaptions(tmp_path, "val", annotations=places)
+    assert [(pair.image_id, pair.caption_id, pair.text) for pair in data.pairs] == [
+        tuple(listed[place][key] for key in ("image_id", "id", "caption")) for place in places
+    ]
+    every = {(pair.image_id, pair.caption_id): pair for pair in COCOCaptions(tmp_path, "val", "all").pairs}
+    assert all(every[pair.image_id, pair.caption_id] == pair for pair in data.pairs)  # numbered as elsewhere
+    wanted = [listed[place]["image_id"] for place in places]
+    for found in (batches(data, 3, processor), images(data, 3, processor)):
+        assert torch.cat([batch["image_id"] for batch in found]).tolist() == wanted
+    pixels = torch.cat([batch["pixel_values"] for batch in images(data, 3, processor)])
+    assert torch.equal(pixels[0], pixels[3]) and not torch.equal(pixels[0], pixels[1])
+    with pytest.raises(ValueError, match=r"lists 500, asked for number 500"):
+        COCOCaptions(tmp_path, "val", annotations=[1, 500])
+    listed[4]["image_id"] = 5
+    (tmp_path / "annotations/captions_val2017.json").write_text(json.dumps(table))
+    with pytest.raises(DataError, match="annotation 4 is of image 5, which is not listed"):
+        COCOCaptions(tmp_path, "val", annotations=[4])
+
+
 # ---- the rendered set
 
 

@@ -147,6 +147,48 @@ def test_a_cascade_by_hand(features, monkeypatch):
     assert queries == (1, 2, 4, 8, 16, 32, 60) and shares[0] == m / 40 and list(shares) == sorted(shares)
 
 
+@pytest.mark.parametrize("m", [[12, 5], [40, 40], [1, 1], [9, 4, 2]])
+def test_a_cascade_of_levels_by_hand(features, monkeypatch, m):
+    """Each level has its own texts, of its own width."""
+    pairs = features[-1]
+    generator = torch.Generator().manual_seed(len(m))
+    levels = []
+    for width in (6, 3, 9, 5)[: len(m) + 1]:
+        texts = torch.randn(60, width, generator=generator)
+        images = texts[:40] + torch.randn(40, width, generator=generator)
+        levels.append(retrieval.Level(images, texts))
+    places, reached = [], [set() for _ in m]
+    for t, i in enumerate(pairs.tolist()):
+        order = list(range(40))
+        for number, (images, texts) in enumerate(levels):
+            top, rest = (order, []) if not number else (order[: m[number - 1]], order[m[number - 1] :])
+            if number:
+                reached[number - 1] |= set(top)
+            similarity = F.cosine_similarity(texts[t][None].double(), images.double())
+            order = sorted(top, key=lambda j, s=similarity: -s[j].item()) + rest
+        places.append(order.index(i))
+    monkeypatch.setattr(retrieval, "CHUNK", 7)
+    found = retrieval.cascade_levels(levels, m, pairs=pairs)
+    for n in (1, 5, 10):
+        assert found[f"r{n}"] == pytest.approx(np.mean([place < n for place in places]))
+    assert found["reranked"] == [len(images) / 40 for images in reached] and found["m"] == m
+    assert found["growth"][-1] == [60, *found["reranked"]] and found["growth"][0] == [1, *(n / 40 for n in m)]
+
+
+def test_levels_that_share_their_texts_are_a_cascade_of_two(features):
+    pruned, full, texts, pairs = features
+    two = retrieval.cascade(pruned, full, texts, m=7, pairs=pairs)
+    levels = [retrieval.Level(pruned, texts), retrieval.Level(full, texts)]
+    assert retrieval.cascade_levels(levels, [7], pairs=pairs) == two | {"m": [7], "reranked": [two["reranked"]]}
+    again = retrieval.cascade_levels([*levels, levels[-1]], [7, 3], pairs=pairs)  # which changes no order
+    assert [again[f"r{k}"] for k in (1, 5, 10)] == [two[f"r{k}"] for k in (1, 5, 10)]
+    for m, message in (([7], "a number for each level"), ([3, 4], "m = 4: must be from 1 to the 3 images")):
+        with pytest.raises(ValueError, match=message):
+            retrieval.cascade_levels([*levels, levels[-1]], m, pairs=pairs)
+    with pytest.raises(ValueError, match=r"texts: features \(59, 6\), expected rows for 60 queries"):
+        retrieval.cascade_levels([levels[0], retrieval.Level(full, texts[:59])], [7], pairs=pairs)
+
+
 def test_cascades_refuse_bad_arguments(features):
     pruned, full, texts, pairs = features
     for m in (0, 41):
@@ -161,6 +203,7 @@ def test_cascades_refuse_bad_arguments(features):
 def test_speedup_is_the_published_formula():
     assert retrieval.image_speedup(1.0, 0.4, 0.1) == pytest.approx(2)
     assert retrieval.image_speedup(1.0, 0.4, 0.8) < 1  # beyond the break-even share the full model is cheaper
+    assert retrieval.levels_speedup([0.2, 0.4, 1.0], [0.1, 0.05]) == pytest.approx(1 / (0.2 + 0.04 + 0.05))
     with pytest.raises(ValueError, match="fraction = 1.1"):
         retrieval.image_speedup(1.0, 0.4, 1.1)
 

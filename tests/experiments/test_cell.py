@@ -15,7 +15,7 @@ CELLS = st.builds(
     constraint=st.none() | st.floats(0.01, 1),
     seed=st.integers(0, 9),
     rearranged=st.sampled_from([None, False]),
-    rescaled=st.sampled_from([None, True, False]),
+    rescaled=st.sampled_from([None, True, False, "released"]),
     num_samples=st.none() | st.integers(1, 99),
     scoring=st.sampled_from([None, "batched", "released"]),
     percent=st.none() | st.integers(1, 100),
@@ -28,11 +28,20 @@ CELLS = st.builds(
         *[("constraint", value) for value in (0, -0.1, 1.01, float("nan"), float("inf"), "0.4", "sixty", True)],
         *[("percentile", value) for value in (-1, 100, "50", False)],
         *[("rearranged", value) for value in ("false", "True", 1, 0.0)],
-        *[("rescaled", value) for value in ("false", 0, "")],
+        *[("rescaled", value) for value in ("false", 0, "", "Released")],
+        *[("heads_removed", value) for value in (0, 1.5, "22")],
         *[("seed", value) for value in (-1, 0.5, "0", None)],
         *[("num_samples", value) for value in (0, 1.5, "10")],
         *[("scoring", value) for value in ("published", True, 1)],
-        *[("step", -1), ("last_layers", -1), ("percent", 0), ("percent", 101), ("method", 3), ("trained", 1)],
+        *[
+            ("step", -1),
+            ("last_layers", -1),
+            ("percent", 0),
+            ("percent", 101),
+            ("method", 3),
+            ("trained", 1),
+            ("masks", 3),
+        ],
     ],
 )
 def test_a_value_out_of_range_or_of_another_kind_is_named(field, value):
@@ -98,3 +107,45 @@ def test_a_percentile_leaves_no_constraint():
 def test_only_gradients_can_rearrange():
     with pytest.raises(ValueError, match="rearranged = True: method 'random' has no gradients"):
         Cell("random", rearranged=True).resolved(SPECS["tap-textvqa"], ("fisher",))
+
+
+CLIP = SPECS["clip-mscoco"]
+
+
+def test_masks_need_no_search():
+    given = Cell(masks="outputs/openai/clip-vit-base-patch16/mscoco/0.75/seed_1")
+    assert given.method == "given" and given.heuristic == "none"
+    assert given.name == "given-seed0-masks=clip-vit-base-patch16_mscoco_0.75_seed_1"
+    resolved = given.resolved(CLIP, ("fisher",))
+    assert (resolved.constraint, resolved.rearranged, resolved.rescaled) == (None, False, False)
+    assert given.resolved(SPECS["tap-textvqa"], ()).masks == given.masks
+    walked = Cell(heads_removed=22, seed=8)
+    assert walked.name == "sensitivity-seed8-heads_removed=22" and walked.variant == "heads_removed=22"
+    resolved = walked.resolved(CLIP, ("fisher",))
+    assert (resolved.method, resolved.constraint, resolved.rescaled) == ("sensitivity", None, False)
+    assert Cell(heads_removed=22, rescaled=True).resolved(CLIP, ()).rescaled is True
+    assert walked.resolved(CLIP, ()).resolved(CLIP, ()) == walked.resolved(CLIP, ())
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"method": "fisher", "heads_removed": 22}, "heads_removed = 22: is of method 'sensitivity', found .*'fisher'"),
+        ({"method": "fisher", "masks": "here"}, "masks = 'here': is of method 'given'"),
+        ({"method": "given"}, "masks = None: method 'given' needs a folder"),
+        ({"method": "sensitivity"}, "heads_removed = None, step = None: .* needs one of them"),
+        ({"heads_removed": 22, "step": 2}, "heads_removed = 22, step = 2"),
+        ({"heads_removed": 22, "constraint": 0.4}, "constraint = 0.4: method 'sensitivity' gives masks"),
+        ({"masks": "here", "percentile": 40}, "percentile = 40: method 'given' gives masks"),
+        ({"masks": "here", "rescaled": "released"}, "rescaled = 'released': method 'given' takes masks as they are"),
+        ({"heads_removed": 22, "rearranged": True}, "rearranged = True: method 'sensitivity' has no gradients"),
+    ],
+)
+def test_what_masks_without_a_search_cannot_have_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Cell(**fields).resolved(CLIP, ("fisher",))
+
+
+def test_other_experiments_have_no_sensitivity():
+    with pytest.raises(ValueError, match="method = 'sensitivity': must be one of"):
+        Cell(heads_removed=22).resolved(SPECS["tap-textvqa"], ())

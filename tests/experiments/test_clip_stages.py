@@ -25,7 +25,8 @@ from lfpr.mini.coco import captions, scene, write_coco
 
 SPEC = SPECS["clip-mscoco"]
 SMALL = {
-    "train_images": 36, "val_images": 20, "num_samples": 24, "score_batch": 8, "rescale_samples": 8, "rescale_batch": 4,
+    "train_images": 36, "val_images": 20, "num_samples": 24, "sensitivity_samples": 24, "score_batch": 8,
+    "rescale_samples": 8, "rescale_batch": 4,
     "retrain_batch": 8, "retrain_passes": 1.1, "checkpoint_every": 2, "eval_batch": 8, "shortlist": 4,
     "rest": lfpr.ReSt(last_layers=1, lr=1e-3, mask_lr=1e-2, clip=1.0),
 }  # fmt: skip
@@ -213,6 +214,209 @@ def test_sensitivity_walks_layer_by_layer_and_goes_on(clip):
     assert [step.provenance["finished"] for step in clip.runs.finished("step")] == times
 
 
+def test_released_scoring_is_that_of_the_fork_s_samples(clip):
+    """Annotation by annotation, drawn with replacement, a gradient of the model's own loss for each 32."""
+    released = clip.with_settings(scoring="released", num_samples=70)
+    table = json.loads(coco.annotation_file(clip.task.root, "train").read_text())
+    drawn = np.random.RandomState(1).choice(128, 70)
+    pairs = [table["annotations"][i] for i in drawn]
+    assert len({(row["image_id"], row["caption"]) for row in pairs}) < 70  # some twice
+    heads, encoder = [], clip.encoder
+    for start in range(0, 70, 32):
+        rows = pairs[start : start + 32]
+        images = [
+            coco.read_image(coco.image_file(clip.task.root, "train", f"{r['image_id']:012}.jpg"), 0) for r in rows
+        ]
+        pixels = clip.task.processor.normalise(np.stack([clip.task.processor.crop(image) for image in images]))
+        batch = clip.task.processor.tokens([row["caption"] for row in rows]) | {"pixel_values": pixels}
+        loss = lambda batch: clip.model(**batch, return_loss=True).loss  # noqa: E731
+        heads.append(lfpr.collect_gradients(encoder, [batch], loss).heads)
+    importance = lfpr.MaskGradients(torch.cat(heads), torch.zeros(3, 2, 48)).importance().heads
+    found = released.importance(Cell("fisher", seed=1))
+    torch.testing.assert_close(found.heads, importance, rtol=1e-4, atol=0)
+    assert not torch.allclose(clip.importance(Cell("fisher", seed=1, num_samples=70)).heads, importance, rtol=0.01)
+    cell = released.cell(Cell("label-free", seed=1))
+    seen = torch.cat([batch["image_id"] for batch in released.task.batches(cell)])
+    assert seen.tolist() == [row["image_id"] for row in pairs] and not released.task.per_sample(cell)
+    fitted = torch.cat([batch["image_id"] for batch in released.task.released_calibration(cell)])
+    assert torch.equal(fitted, seen)
+    assert released.sample_key(cell)["batch"] == 32 and released.task.sample_numbers(cell) == {"samples": 70}
+
+
+def test_rescaling_as_released_fits_all_samples_to_the_unpruned_model(clip):
+    own, plain, ours = (Cell(constraint=0.5, rescaled=value) for value in ("released", False, True))
+    stage, masks = clip.prune(own), clip.searched(plain)
+    batches = clip.task.images("train", 32, indices=clip.task.sample("train", 24, 0))
+    expected = lfpr.released.rescale(clip.encoder, masks, batches, clip.task.run)
+    assert lfpr.Masks.load(stage.folder / "masks.safetensors").equal(expected)
+    assert clip.rescaled(masks, plain) is masks and not clip.rescaled(masks, ours).equal(expected)
+    assert len({clip.prune(cell).folder for cell in (own, plain, ours)}) == 3
+
+
+def test_keys_of_stages_stay_what_they_were(clip):
+    for rescaled, fitting in ((True, {"rescale_samples": 8, "ridge": 0.1}), (False, {})):
+        place = {"method": "fisher", "heuristic": "sum", "constraint": 0.5, "percentile": None, "seed": 0}
+        sampling = {"num_samples": 24, "batch": 8, "scoring": "per-sample", "num_eval": 0, "eval_captions": "first"}
+        expected = place | {"rearranged": True, "rescaled": rescaled, "inputs": clip.task.inputs} | sampling | fitting
+        assert clip._key("prune", clip.cell(Cell(constraint=0.5, rescaled=rescaled))) == expected
+
+
+def test_sensitivity_pruning_is_a_method(clip, monkeypatch):
+    stage = clip.prune(Cell("sensitivity", heads_removed=3, seed=8))
+    assert stage.result["heads"] in ([1, 4], [4, 1]) and stage.result["neurons"] == [48, 48]
+    assert stage.folder.name.startswith("sensitivity-none-8-")
+    head = clip.cost.head / clip.cost.full
+    assert stage.result["fraction"] == pytest.approx(1 - 3 * head) and stage.result["scale_max"] == 1
+    assert clip.prune(Cell("sensitivity", step=1, seed=8)).folder == stage.folder  # the same model
+    (walk,) = [walk for walk in clip.runs.finished("walk") if walk.provenance["parameters"]["seed"] == 8]
+    assert sorted(path.name for path in walk.folder.glob("*.pt")) == ["head_mask_0.pt", "head_mask_1.pt"]
+    assert walk.result == {"removed": [3, 6], "samples": 24}
+    for file in walk.folder.glob("*_1.pt"):
+        given = clip.prune(Cell(masks=str(file)))
+        assert given.result["heads"] == [1, 1] == clip.prune(Cell(heads_removed=6, seed=8)).result["heads"]
+    monkeypatch.setattr("lfpr.experiments.methods.all_but_one", None)  # the whole walk is there
+    fitted = clip.prune(Cell(heads_removed=6, seed=8, rescaled=True))
+    assert fitted.result["scale_max"] != 1 and fitted.result["heads"] == [1, 1]
+    retrained = clip.retrain(Cell(heads_removed=3, seed=8))
+    assert retrained.result["heads"] == stage.result["heads"] and retrained.result["iterations"] == 5
+
+
+def test_sensitivity_pruning_draws_as_the_fork_does(clip, monkeypatch):
+    asked = []
+    monkeypatch.setattr(clip_module, "draw", lambda *arguments: asked.append(arguments) or [0, 1, 2])
+    released = clip.with_settings(scoring="released", sensitivity_samples=128)
+    cell = released.cell(Cell(heads_removed=3, seed=8))
+    assert cell.num_samples == 128 and len(list(released.task.batches(cell))) == 1
+    list(released.task.batches(released.cell(Cell("fisher", seed=1))))
+    assert asked == [(180, 128, 8, 2048), (180, 24, 1, None)]
+
+
+def test_a_walk_goes_on_after_an_interruption(clip, monkeypatch):
+    real, done = lfpr.all_but_one, []
+
+    def once(*arguments, **options):
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("lfpr.experiments.methods.all_but_one", once)
+    with pytest.raises(KeyboardInterrupt):
+        clip.prune(Cell(heads_removed=6, seed=5))
+    done.clear()
+    monkeypatch.setattr("lfpr.experiments.methods.all_but_one", once)
+    assert clip.prune(Cell(heads_removed=6, seed=5)).result["heads"] == [1, 1]  # the second step alone
+
+
+def test_given_masks_are_taken_as_they_are(clip, tmp_path):
+    masks = lfpr.Masks(torch.tensor([[0, 2.5, 1, 0], [1, 1, 0, -0.5]]), torch.linspace(-1, 3, 96).view(2, 48))
+    masks.neurons[1, ::2] = 0
+    lfpr.released.save_masks(masks, tmp_path)
+    stage = clip.prune(Cell(masks=str(tmp_path)))
+    assert lfpr.Masks.load(stage.folder / "masks.safetensors").equal(masks)
+    assert stage.result["score"] == clip.task.evaluate_masked(masks)["score"]
+    assert stage.result["fraction"] == pytest.approx(clip.cost.fraction(masks)) and stage.result["scale_max"] == 3
+    assert clip.prune(Cell(masks=str(tmp_path / "head_mask.pt"))).folder == stage.folder
+    masks.heads[0, 0] = 1
+    lfpr.released.save_masks(masks, tmp_path)
+    assert clip.prune(Cell(masks=str(tmp_path))).folder != stage.folder  # other files
+    assert clip.retrain(Cell(masks=str(tmp_path))).result["heads"] == [3, 3]
+    with pytest.raises(FileNotFoundError, match="no mask file .*nowhere"):
+        clip.prune(Cell(masks=str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match=r"masks of heads \(12, 12\) and neurons \(12, 3072\), the model has"):
+        clip.prune(Cell(masks="data/published/clip-masks/clip-vit-base-patch16_0.4_seed_1"))  # of the checkout
+
+
+def test_models_are_kept_as_the_fork_s_files_too(clip, tmp_path):
+    exp = clip.with_settings(released_files=True)
+    cells = Cell(constraint=0.5, seed=1), Cell(heads_removed=3, seed=8)
+    fisher, walked = (exp.prune(cell) for cell in cells)
+    assert fisher.folder != clip.prune(cells[0]).folder and fisher.result == clip.prune(cells[0]).result
+    theirs = lfpr.released.outputs(fisher.folder, f"openai/{clip.task.checkpoint.split('/')[-1]}", 0.5, 1)
+    masks = lfpr.Masks.load(fisher.folder / "masks.safetensors")
+    assert lfpr.released.load_masks(theirs).equal(masks)
+    model = lfpr.released.load_clip(fisher.folder / "pruned_models/vitB32_pruned_0.5_1.pt", clip.task.config)
+    assert exp.task.evaluate(model)["score"] == fisher.result["score"]  # the user's own file, scored
+    (step,) = walked.folder.glob("outputs/*")
+    masks = lfpr.Masks.load(walked.folder / "masks.safetensors")
+    assert step.name == "head_mask_0.pt" and lfpr.released.load_masks(step, encoder=clip.encoder).equal(masks)
+    assert [path.name for path in walked.folder.glob("pruned_models/*")] == ["vitB32_pruned_sensitivity_3.pt"]
+
+
+@pytest.fixture(scope="module")
+def smaller(folder, tmp_path_factory):
+    """Another CLIP, of other sizes: images of 32 pixels, features of 8."""
+    other = tmp_path_factory.mktemp("clip") / "smaller"
+    other.mkdir()
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (other / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((other / "preprocessor_config.json").read_text())
+    settings |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    (other / "preprocessor_config.json").write_text(json.dumps(settings))
+    config = CLIPConfig.from_pretrained(folder)
+    config.vision_config.image_size, config.projection_dim = 32, 8
+    config.vision_config.projection_dim = config.text_config.projection_dim = 8
+    torch.manual_seed(1)
+    model = CLIPModel(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(other)
+    return other
+
+
+def test_another_model_ranks_first_by_its_own_towers(clip, smaller, runs):
+    pruned = clip.prune(Cell(constraint=0.5))
+    assert set(clip.downstream(pruned)) == {"cascade"}
+    exp = clip.with_settings(first_level=str(smaller), shortlists=(8, 3))
+    alone = lfpr.open_experiment("clip-mscoco", runs=runs, checkpoint=smaller, **SMALL)
+    first, second = alone.task.reference, clip.task.reference
+    assert exp.task.first.reference.images.features.equal(first.images.features)
+    assert first.images.features.shape == (20, 8) and second.images.features.shape == (20, 16)
+    found = exp.downstream(pruned)["levels"].result
+    ranked = load_file(pruned.folder / "features.safetensors")["image.features"]
+    levels = [(first.images.features, first.texts.features), (ranked, second.texts.features), second[:2]]
+    levels[2] = second.images.features, second.texts.features
+    expected = lfpr.clip.cascade_levels([lfpr.clip.Level(*level) for level in levels], [8, 3], pairs=second.pairs)
+    assert [found[f"r{k}"] for k in (1, 5, 10)] == [expected[f"r{k}"] for k in (1, 5, 10)] and found["m"] == [8, 3]
+    assert [found["reranked_pruned"], found["reranked"]] == expected["reranked"]
+    times = [found[f"ms_{name}"] for name in ("first", "pruned", "full")]
+    assert found["speedup"] == pytest.approx(times[2] / (times[0] + 0.1 * times[1] + 0.1 * times[2]))
+    assert found["speedup_query"] == pytest.approx(times[2] / (times[0] + 8 / 20 * times[1] + 3 / 20 * times[2]))
+    assert exp.prune(Cell(constraint=0.5)).folder == pruned.folder  # which does not depend on it
+    for settings, message in (
+        ({"first_level": "no such folder at all"}, "first_level = .*: neither a folder nor a hub id"),
+        ({"shortlists": (3, 8)}, r"shortlists = \(3, 8\): must be two whole numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            clip.with_settings(**settings)
+
+
+@pytest.mark.parametrize("absent", ["annotations", "images"])
+def test_the_validation_split_is_not_needed_to_prune(folder, tmp_path, absent):
+    root = tmp_path / "coco"
+    write_coco(root, 36, 20)
+    path = {"annotations": root / "annotations/captions_val2017.json", "images": root / "val2017"}[absent]
+    path.rename(tmp_path / "later")
+    given = {"profile": "full", "data_root": root, "checkpoint": folder, "runs": tmp_path / "runs", "workers": 0}
+    exp = lfpr.open_experiment("clip-mscoco", **given, **SMALL)
+    assert str(path) in exp.task.unscored and exp.task.check("val")["first_bad"] == exp.task.unscored
+    stages = [exp.baseline(), exp.prune(Cell(constraint=0.5)), exp.retrain(Cell(constraint=0.5))]
+    for stage in stages:
+        assert np.isnan(stage.result["score"]) and stage.result["unscored"] == exp.task.unscored
+        assert stage.result["questions"] == 0 and np.isnan(list(exp.scores(stage.result).values())).all()
+    assert stages[1].result["largest_difference"] < 1e-3 and lfpr.load_pruned(stages[1].folder / "model")
+    assert exp.downstream(stages[1]) == {} and exp.speed(Cell(constraint=0.5)).result["pruned"]["ms_per_image"] > 0
+    with pytest.raises(ValueError, match="nothing is scored"):
+        exp.task.features()
+    (tmp_path / "later").rename(path)
+    again = lfpr.open_experiment("clip-mscoco", **given, **SMALL)
+    scored = again.prune(Cell(constraint=0.5))
+    assert scored.folder != stages[1].folder and scored.result["questions"] == 20 and scored.result["score"] >= 0
+    assert again.task.unscored is None and "unscored" not in scored.result
+
+
 def test_cascades_of_pruned_and_of_retrained_models(clip):
     pruned = clip.prune(Cell(constraint=0.5))
     found = studies.cascade(clip, pruned).result
@@ -301,6 +505,10 @@ def test_broken_images_stop_the_run_or_are_left_out(folder, tmp_path):
     (lambda e: e.retrain(Cell(trained="head")), "trained = 'head': must be one of"),
     (lambda e: e.retrain(Cell(last_layers=9)), "last_layers = 9: the encoder has only 2 layers"),
     (lambda e: e.gradients(Cell("random")), "method = 'random': has no gradients"),
+    (lambda e: e.prune(Cell(heads_removed=4)), r"heads_removed = 4: must be one of \[3, 6\]"),
+    (lambda e: e.prune(Cell("sensitivity", step=3)), r"step = 3: sensitivity pruning of 2 layers has steps 1 … 2"),
+    (lambda e: e.importance(Cell(heads_removed=3)), r"gives masks and no importance: call searched\(cell\)"),
+    (lambda e: e.prune(Cell(step=2)), "step = 2: clip-mscoco decodes no steps"),
 ])  # fmt: skip
 def test_bad_cells_are_named(clip, call, message):
     with pytest.raises(ValueError, match=message):

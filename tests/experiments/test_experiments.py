@@ -80,6 +80,42 @@ def test_methods_and_heuristics(tap):
     assert kept == (48 + 4 * 384) / 2
 
 
+def test_rescaling_as_released_has_a_teacher_at_the_root_of_the_constraint(tap, monkeypatch):
+    """Kwon et al.: the search's masks at √C, neither rearranged nor rescaled; the importance's sample."""
+    asked = {}
+
+    def rescale(encoder, masks, batches, forward, teacher, **options):
+        asked.update(teacher=teacher, batches=list(batches), options=options)
+        return lfpr.released.rescale(encoder, masks, asked["batches"], forward, teacher, **options)
+
+    monkeypatch.setattr("lfpr.experiments.experiment.released_rescale", rescale)
+    cell = Cell("fisher", 0.49, rearranged=True, rescaled="released")
+    stage = tap.prune(cell)
+    importance = tap.importance(cell)
+    assert asked["teacher"].equal(lfpr.search(importance, tap.cost, 0.7))
+    assert sum(len(batch["index"]) for batch in asked["batches"]) == 40 == tap.settings.num_samples
+    assert asked["options"]["first_token"] is False  # answers are read at other positions
+    masks = lfpr.Masks.load(stage.folder / "masks.safetensors")
+    assert masks.binary().equal(tap.searched(replace(cell, rescaled=False))) and not masks.equal(masks.binary())
+    assert stage.folder != tap.prune(replace(cell, rescaled=True)).folder
+    by_percentile = tap.task.released_teacher(Cell(percentile=51))
+    assert by_percentile.percentile == pytest.approx(30) and by_percentile.constraint is None
+
+
+def test_given_masks_are_retrained_by_the_schedule_of_what_they_keep(tap, tmp_path):
+    masks = tap.searched(Cell("label-free", 0.4))
+    lfpr.released.save_masks(masks, tmp_path)
+    given, own = Cell(masks=str(tmp_path)), Cell("label-free", 0.42)
+    stage = tap.prune(given)
+    assert stage.result["heads"] == masks.heads_kept and 0.38 < stage.result["fraction"] <= 0.4
+    assert stage.result["score"] == tap.prune(Cell("label-free", 0.4)).result["score"]
+    assert (
+        tap.amounts(given)["last_layers"]
+        == tap.amounts(replace(own, constraint=stage.result["fraction"]))["last_layers"]
+    )
+    assert tap.retrain(replace(given, percent=25)).result["heads"] == masks.heads_kept
+
+
 def test_pseudo_labels_are_the_unpruned_models_answers(tap):
     labels = json.loads((tap.teach().folder / "labels.json").read_text())
     data = tap.task.data("train", limit=8)

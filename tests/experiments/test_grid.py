@@ -38,6 +38,13 @@ def test_entries_stand_for_all_combinations_of_their_lists():
     assert cells({"cells": [{"method": "l1", "constraint": 1}]}) == [Planned(Cell("l1", 1), ("pruned", "retrained"))]
 
 
+def test_entries_without_a_search_need_no_constraint():
+    entry = {"method": "sensitivity", "heads_removed": [7, 21], "stages": "pruned"}
+    found = [planned.cell for planned in cells({"cells": [entry, {"method": "given", "masks": "a/b"}]})]
+    assert found == [Cell("sensitivity", heads_removed=7), Cell(heads_removed=21), Cell(masks="a/b")]
+    assert len({cell.name for cell in found}) == 3
+
+
 def test_jobs_share_the_cells():
     both = [share(PLAN, job) for job in (0, 1)]
     assert sorted(map(str, both[0] + both[1])) == sorted(map(str, cells(PLAN))) and len(both[0]) == 4
@@ -55,6 +62,8 @@ def test_jobs_share_the_cells():
         ({"method": "random", "constraint": [0.4, 0.4]}, "cell random-0.4-seed0 is in the plan twice"),
         ({"method": "random", "constraint": 0.4, "sample": 3}, r"unknown \['sample'\]; there are \['method'"),
         ({"method": "random", "constraint": 4}, "constraint = 4: must be in"),
+        ({"method": "sensitivity", "heads_removed": 7, "constraint": 0.4}, "a constraint or a percentile"),
+        ({"method": "given"}, r"\(or one of \['heads_removed', 'masks'\]\)"),
     ],
 )
 def test_bad_entries_are_named(entry, message):

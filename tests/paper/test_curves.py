@@ -5,10 +5,20 @@ import statistics
 import numpy as np
 import pandas as pd
 import pytest
-from small_tables import NAME, SCORES, add, by_threshold, heights, points, result, texts
+from small_tables import CLIP, NAME, SCORES, add, by_threshold, heights, points, result, texts
 
-from lfpr.paper.figures import accuracy, neighbours_kept, overview, retraining, score_table, threshold
+from lfpr.paper.figures import (
+    accuracy,
+    neighbours_kept,
+    overview,
+    retraining,
+    score_table,
+    threshold,
+    unsearched,
+    unsearched_table,
+)
 from lfpr.paper.labels import BLUE, METHODS, ORANGE
+from lfpr.paper.registry import items
 
 
 def test_accuracy_shows_means_over_seeds_and_labels(tables):
@@ -149,3 +159,34 @@ def test_retraining_shows_the_log():
     figure = retraining(log)
     assert [panel.get_ylabel() for panel in figure.axes] == ["Loss", "Gradient norm"]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), log.loss)
+
+
+def direct(removed, score, retrained=False, method="sensitivity", variant="heads_removed={}", **other):
+    row = result(method, np.nan, 8, retrained, score, experiment=CLIP, heuristic="none", **other)
+    return row | {"variant": variant.format(removed), "fraction": 1 - 0.04 * removed / 7, "r10": 0.9}
+
+
+def test_masks_without_a_search_stand_by_what_they_keep(clip_results):
+    steps = [
+        direct(7, 0.7),
+        direct(21, 0.5),
+        direct(21, 0.6, True),
+        direct(7, 0.1, variant="heads_removed={}, rescaled=True"),
+    ]
+    rows = add(clip_results, *steps, direct(35, 0.2, method="given", variant="masks=a/b"))
+    panel = unsearched(rows, CLIP).axes[0]
+    assert points(panel, METHODS["sensitivity"].color) == [(88, 50), (88, 60), (96, 70)]  # not the rescaled one
+    assert points(panel, METHODS["given"].color) == [(80, 20)]
+    assert len(points(panel, METHODS["fisher"].color)) == 4
+    table = unsearched_table(rows, CLIP)
+    assert table.index.tolist() == [
+        ("96.0 %", "Sensitivity (labels)", "heads removed: 7", "no"),
+        ("88.0 %", "Sensitivity (labels)", "heads removed: 21", "no"),
+        ("88.0 %", "Sensitivity (labels)", "heads removed: 21", "yes"),
+        ("80.0 %", "Given masks", "a/b", "no"),
+    ]
+    assert table["MSCOCO Recall@1"].tolist() == ["70.0", "50.0", "60.0", "20.0"]
+    assert accuracy(rows, CLIP).axes and score_table(rows, CLIP).equals(score_table(clip_results, CLIP))
+    names = [name for name, *_ in items({"results": rows})]
+    assert {f"unsearched_{CLIP}", f"table_{CLIP}_unsearched"} <= set(names)
+    assert not [name for name, *_ in items({"results": clip_results}) if "unsearched" in name]

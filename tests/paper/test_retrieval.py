@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from small_tables import CLIP, points, texts
+from small_tables import CLIP, add, points, result, texts
 
 from lfpr.paper.figures import cascade_growth, cascade_table, recall_table, scale_factors, sensitivity_steps
 from lfpr.paper.labels import BLUE, ORANGE
@@ -33,6 +33,23 @@ def test_cascades_are_averaged_over_seeds(cascade, clip_results):
     assert table.loc[("100 %", "Unpruned", "no", "–")].tolist()[:3] == ["81.3", "90.0", "–"]
     with pytest.raises(ValueError, match="'constraint': 0.4, 'method': 'fisher', 'retrained': True"):
         cascade_table(cascade, clip_results[~((clip_results.method == "fisher") & clip_results.retrained)], CLIP)
+
+
+def test_cascades_of_masks_without_a_search_and_of_three_levels(cascade, clip_results):
+    walked = result("sensitivity", np.nan, 8, False, 0.42, experiment=CLIP, heuristic="none", variant="heads_removed=7")
+    rows = add(clip_results, *(walked | {"fraction": share, "r10": 0.5} for share in (0.954, 0.83)))
+    rows.loc[rows.fraction == 0.83, "variant"] = "heads_removed=21"
+    steps = [cascade.iloc[0].to_dict() | {"method": "sensitivity", "constraint": np.nan} for _ in range(2)]
+    for step, share in zip(steps, (0.954, 0.83), strict=True):
+        step["fraction"] = share
+    levels = cascade.iloc[3].to_dict() | {"m": "50, 25", "r1": 0.7}
+    table = cascade_table(pd.DataFrame([*cascade.to_dict("records"), *steps, levels]), rows, CLIP)
+    label = "Sensitivity (labels)"
+    assert (
+        table.loc[("95.4 %", label, "no", "50"), "R@1 alone"] == "42.0" and ("83 %", label, "no", "50") in table.index
+    )
+    assert table.loc[("40 %", "Fisher (labels)", "yes", "50, 25"), "R@1 cascade"] == "70.0"
+    assert table.loc[("40 %", "Fisher (labels)", "yes", "50"), "R@1 cascade"] == "60.0"
 
 
 def test_cascades_grow_with_their_queries(growth):

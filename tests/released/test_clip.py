@@ -4,6 +4,7 @@ import os
 import pickle
 import zipfile
 
+import numpy as np
 import pytest
 import small_models as small
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from lfpr import released
 from lfpr.encoder import prunable
 from lfpr.files import CheckpointError
+from lfpr.released.clip import SENSITIVITY_FIRST
 from lfpr.shrink import shrink
 
 
@@ -67,6 +69,34 @@ def test_sizes_of_the_unpruned_model_follow_from_the_shapes(tmp_path):
     assert prunable(loaded.vision_model).num_heads == 2 and prunable(loaded.text_model).num_neurons == 512
     loaded.text_model.eos_token_id = pruned.text_model.eos_token_id  # no tensor tells
     assert torch.equal(outputs(loaded), outputs(pruned))
+
+
+def test_modules_of_older_libraries_are_read(pruned, tmp_path):
+    """What the fork's transformers put into a module, and what its pruning makes of numbers."""
+    for tower in (pruned.text_model, pruned.vision_model):
+        del tower.embeddings.position_ids
+        count = tower.embeddings.position_embedding.num_embeddings
+        tower.embeddings.register_buffer("position_ids", torch.arange(count).expand((1, -1)))
+    for layer in pruned.vision_model.encoder.layers:
+        layer.self_attn.num_heads = torch.tensor(len(layer.self_attn.q_proj.weight) // 8)
+        layer.self_attn.out_proj.weight.data = layer.self_attn.out_proj.weight.data.t().contiguous().t()
+        del layer.mlp.activation_fn
+        layer.mlp.activation_fn = nn.functional.gelu  # a function, not a module
+    released.save_clip(pruned, tmp_path / "clip.pt")
+    loaded = released.load_clip(tmp_path / "clip.pt", pruned.config)
+    weights = {name: value for name, value in pruned.state_dict().items() if not name.endswith("position_ids")}
+    found = loaded.state_dict()
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], value) for name, value in weights.items())
+
+
+def test_samples_are_drawn_as_the_fork_draws_them():
+    for total, count, seed, first in ((600_000, 8192, 1, 8192), (600_000, 100, 1, 128), (90, 64, 0, 90)):
+        np.random.seed(seed)  # as transformers.set_seed does
+        assert released.draw(total, count, seed) == np.random.choice(first, count).tolist()
+    np.random.seed(8)
+    assert released.draw(600_000, 128, 8, SENSITIVITY_FIRST) == np.random.choice(2048, 128).tolist()
+    few = released.draw(20, 8192, 1)
+    assert len(few) == 20 and max(few) < 20  # no more samples than annotations
 
 
 class Attack:

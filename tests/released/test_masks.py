@@ -5,6 +5,8 @@ import small_models as small
 import torch
 
 from lfpr import released
+from lfpr.encoder import prunable
+from lfpr.masks import Masks
 
 
 def test_mask_files_of_the_frameworks_round_trip(tmp_path):
@@ -20,6 +22,34 @@ def test_mask_files_of_the_frameworks_round_trip(tmp_path):
     assert released.load_masks(folder).equal(masks)
     with pytest.raises(FileNotFoundError, match=r"head_mask\.pt"):
         released.load_masks(tmp_path)
+
+
+def test_a_head_mask_of_sensitivity_pruning_leaves_all_neurons(tmp_path):
+    encoder = prunable(small.reference_clip().vision_model)
+    masks = Masks.ones(encoder)
+    masks.heads[1, 1:] = 0
+    released.save_head_mask(masks, 3, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["head_mask_2.pt"]
+    assert torch.equal(torch.load(tmp_path / "head_mask_2.pt", weights_only=True), masks.heads)  # a plain tensor
+    assert released.load_masks(tmp_path / "head_mask_2.pt", encoder=encoder).equal(masks)
+    with pytest.raises(ValueError, match="is a head mask alone: give the neuron mask, or the encoder"):
+        released.load_masks(tmp_path / "head_mask_2.pt")
+    released.save_masks(masks, tmp_path)
+    assert released.load_masks(tmp_path / "head_mask.pt").equal(masks)  # with what lies beside it
+    theirs = small.RELEASED_MASKS / "clip-vit-base-patch16_0.75_seed_1"
+    with pytest.raises(ValueError, match=r"heads \(12, 12\) and neurons \(12, 3072\), the model has \(\("):
+        released.load_masks(theirs, encoder=encoder)
+
+
+def test_folders_of_the_fork_are_found_by_either_name_of_the_model(tmp_path):
+    name = "openai/clip-vit-base-patch16"
+    folder = released.outputs(tmp_path, name, 0.75, 1)
+    assert folder == tmp_path / "outputs/openai/clip-vit-base-patch16/mscoco/0.75/seed_1"
+    folder.mkdir(parents=True)
+    assert released.outputs(tmp_path, "clip-vit-base-patch16", 0.75, 1) == folder
+    short = tmp_path / "outputs/clip-vit-base-patch16/mscoco/0.6/seed_1"
+    short.mkdir(parents=True)
+    assert released.outputs(tmp_path, name, 0.6, 1) == short
 
 
 def test_bad_mask_files_are_refused(tmp_path):

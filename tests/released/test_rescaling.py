@@ -5,6 +5,7 @@ import small_models as small
 import torch
 
 from lfpr import released
+from lfpr.released import rescaling
 from lfpr.rescale import rescale
 
 
@@ -45,3 +46,15 @@ def test_released_rescaling_stops_for_good_at_a_wild_scale(bert):
     assert not torch.equal(found.neurons[0], one.neurons[0])
     assert len(fork.report) == 8 and fork.neurons.abs().max() > 10  # no limit
     assert len(sane.report) == 8 and sane.neurons.abs().max() <= 10 and sane.report[3].ridge > 0
+
+
+def test_all_tokens_can_be_fitted_with_a_teacher(bert, monkeypatch):
+    monkeypatch.setattr(rescaling, "LIMIT", 1e9)  # otherwise it stops before the last layer
+    model, encoder, batches, masks = bert
+    student, teacher = masks("rearranged", 0.7), masks("teacher", 0.7)
+    first, every = (
+        released.rescale(encoder, student, batches, lambda b: model(**b), teacher, first_token=first)
+        for first in (True, False)
+    )
+    assert torch.equal(first.heads, every.heads) and torch.equal(first.neurons[:-1], every.neurons[:-1])
+    assert not torch.equal(first.neurons[-1], every.neurons[-1])

@@ -2,7 +2,15 @@
 (`lfpr.paper.registry`). The order of the modules is that of the page."""
 
 # ruff: noqa: F401, I001
-from lfpr.paper.figures.curves import accuracy, overview, retraining, score_table, threshold
+from lfpr.paper.figures.curves import (
+    accuracy,
+    overview,
+    retraining,
+    score_table,
+    threshold,
+    unsearched,
+    unsearched_table,
+)
 from lfpr.paper.figures.layers import importance_map, kept_per_layer, mask_values
 from lfpr.paper.figures.rankings import agreement, rank_scatter, scoring
 from lfpr.paper.figures.comparisons import alternatives, comparison_table, controls, sampling

@@ -18,13 +18,14 @@ from lfpr.paper.labels import (
     in_words,
     kept_axis,
     lines_note,
+    method_label,
     score_label,
     sentence,
     spec_of,
     title,
 )
 from lfpr.paper.registry import figure, table
-from lfpr.paper.schema import main_method, over_seeds, scores, select
+from lfpr.paper.schema import main_method, over_seeds, plain, scores, select
 from lfpr.paper.style import (
     DOUBLE,
     REFERENCE,
@@ -210,6 +211,68 @@ def threshold(results: pd.DataFrame, experiment: str, method: str | None = None)
     panel.grid(True)
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return figure
+
+
+def _unsearched(results: pd.DataFrame, experiment: str) -> pd.DataFrame:
+    """The rows of methods that give masks without a search, as these are."""
+    _, rows = scores(results, experiment, variants=True)
+    return rows[(rows.heuristic == "none") & plain(rows)]
+
+
+def _unsearched_caption(results: pd.DataFrame, experiment: str) -> str:
+    rows = _unsearched(results, experiment)
+    methods = " and ".join(dict.fromkeys(in_words(method_label(method)).lower() for method in rows.method))
+    against = f"{score_label(experiment)} against {spec_of(experiment).kept} (%) by {methods}, without a search"
+    return f"{about(results, experiment)}: {against}, beside the experiment's own way; {lines_note(rows)}"
+
+
+@figure(
+    "unsearched_{experiment}",
+    needs=("results",),
+    heading="Masks without a search",
+    caption=_unsearched_caption,
+    when=lambda results, experiment: len(_unsearched(results, experiment)) > 0,
+)
+def unsearched(results: pd.DataFrame, experiment: str) -> Figure:
+    """Score (%) against what is kept (%) by methods that give masks, such as sensitivity pruning, beside the
+    experiment's own method searched by sum of importance: means over seeds."""
+    unpruned, pruned = scores(results, experiment)
+    own = pruned[(pruned.heuristic == "sum") & (pruned.method == main_method(pruned, experiment))]
+    rows = _unsearched(results, experiment)
+    figure = Figure((SINGLE, 2.7), layout="constrained")
+    panel = figure.subplots()
+    panel.axhline(100 * unpruned, **REFERENCE)
+    every = pd.concat([own.assign(kept=share_kept(own)), rows.assign(kept=100 * rows.fraction)])
+    for (method, retrained), line in every.groupby(["method", "retrained"]):
+        _, color, marker = METHODS[method]
+        joined = {"linestyle": ""} if method == "given" else {}
+        draw_line(panel, line, "kept", filled=retrained, color=color, marker=marker, **joined)
+    panel.set(xlabel=kept_axis(experiment), ylabel=score_label(experiment))
+    panel.grid(True)
+    handles = [*method_handles(every), *stage_handles(every, experiment, unpruned)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return figure
+
+
+@table(
+    "table_{experiment}_unsearched",
+    needs=("results",),
+    heading="Masks without a search",
+    caption="{about}: scores (%) of masks without a search, such as sensitivity pruning by heads removed.",
+    when=lambda results, experiment: len(_unsearched(results, experiment)) > 0,
+)
+def unsearched_table(results: pd.DataFrame, experiment: str) -> pd.DataFrame:
+    """The scores (%) of methods that give masks, means over seeds: a row per share kept, method, masks, and retrained
+    or not."""
+    rows, metrics = _unsearched(results, experiment), spec_of(experiment).metrics
+    metrics = {column: label for column, label in metrics.items() if rows[column].notna().any()}
+    table = {}
+    order = rows.sort_values("fraction", ascending=False, kind="stable")
+    for (method, variant, retrained), group in order.groupby(["method", "variant", "retrained"], sort=False):
+        what = variant.replace("heads_removed=", "heads removed: ").removeprefix("masks=")
+        place = f"{100 * group.fraction.mean():.1f} %", method_label(method), what, "yes" if retrained else "no"
+        table[place] = {label: f"{100 * group[column].mean():.1f}" for column, label in metrics.items()}
+    return text_table(table, ["Kept", "Method", "Masks", "Retrained"])
 
 
 @styled

@@ -21,7 +21,7 @@ from lfpr.paper.labels import (
     title,
 )
 from lfpr.paper.registry import figure, table
-from lfpr.paper.schema import check_once, main_method, scores, select, variant_text
+from lfpr.paper.schema import check_once, main_method, plain, scores, select, variant_text
 from lfpr.paper.style import DASHED, DOUBLE, REFERENCE, SINGLE, draw_boxes, handle, shades
 from lfpr.paper.tables import text_table
 
@@ -129,9 +129,9 @@ def _search_line(panel: Axes, results: pd.DataFrame, experiment: str) -> Line2D:
     heading="Cascades",
     caption=(
         "{about}: recall (%) of cascades: the pruned model ranks all images, the unpruned one "
-        "re-ranks the top m. f: share of images that are ever re-ranked; break-even: the f (%) that gains nothing; "
-        "×: how much faster all images are encoded if f is 10 % as published, as measured, or what the first query "
-        "needs."
+        "re-ranks the top m; with two m another model ranks before it. f: share of images that are ever re-ranked; "
+        "break-even: the f (%) that gains nothing; ×: how much faster all images are encoded if f is 10 % as "
+        "published, as measured, or what the first query needs."
     ),
 )
 def cascade_table(cascade: pd.DataFrame, results: pd.DataFrame, experiment: str) -> pd.DataFrame:
@@ -139,21 +139,27 @@ def cascade_table(cascade: pd.DataFrame, results: pd.DataFrame, experiment: str)
     and of the cascade, f measured and f at which nothing is gained, and the speed-up of image encoding with f = 10 %
     (published), with f measured, and at the first query.
 
-    Results.csv tells the unpruned model's recall and that of each model alone, which must be there.
+    Results.csv tells the unpruned model's recall and that of each model alone, which must be there. Masks without a
+    search stand by the share that they keep.
     """
     cascade = select(cascade, "cascade", experiment=experiment).astype({"retrained": bool})
-    check_once(cascade, "cascade", ["method", "constraint", "seed", "retrained", "m"])
-    rows = select(results, "results", experiment=experiment, heuristic="sum").astype({"retrained": bool})
-    place = ["constraint", "method", "retrained"]
-    alone = rows[variant_text(rows) == ""].groupby(place)[["score", "r10"]].mean().map(_percent)
+    cascade = cascade.assign(kept=cascade.constraint.fillna(cascade.fraction))
+    check_once(cascade, "cascade", ["method", "kept", "seed", "retrained", "m"])
+    rows = select(results, "results", experiment=experiment).astype({"retrained": bool})
+    rows = rows[rows.heuristic.isin(["sum", "none"]) & plain(rows)]
+    rows = rows.assign(kept=rows.constraint.where(rows.heuristic == "sum", rows.fraction))
+    place = ["kept", "method", "retrained"]
+    alone = rows.groupby(place)[["score", "r10"]].mean().map(_percent)
     alone.columns = ["R@1 alone", "R@10 alone"]
     table = {("100 %", "Unpruned", "no", "–"): dict(alone.xs("unpruned", level="method").iloc[0])}
-    cascade = cascade.sort_values("constraint", ascending=False, kind="stable")
+    cascade = cascade.sort_values("kept", ascending=False, kind="stable")
     for (*key, m), means in cascade.groupby([*place, "m"], sort=False)[list(CASCADE)].mean().iterrows():
         if tuple(key) not in alone.index:
-            raise ValueError(f"results.csv: no row of {dict(zip(place, key, strict=True))}, which cascade.csv has")
-        constraint, method, retrained = key
-        table[f"{100 * constraint:g} %", method_label(method), "yes" if retrained else "no", f"{m:g}"] = {
+            about = dict(zip(("constraint", "method", "retrained"), key, strict=True))
+            raise ValueError(f"results.csv: no row of {about}, which cascade.csv has")
+        kept, method, retrained = key
+        m = m if isinstance(m, str) else f"{m:g}"
+        table[f"{100 * kept:.3g} %", method_label(method), "yes" if retrained else "no", m] = {
             **alone.loc[tuple(key)],
             **{label: f"{factor * means[name]:{form}}" for name, (label, factor, form) in CASCADE.items()},
         }

@@ -29,12 +29,14 @@ QUERIES, FOUND = 3, 5
 
 def reading(report: Mapping) -> str:
     """What a report of `experiment.check` says about the scores to expect."""
+    if not report["images"]:
+        return report["first_bad"]
     return f"one of {report['images']:,} images is looked for: by chance, Recall@1 is {1 / report['images']:.2%}"
 
 
 def examples(experiment) -> Figure:
-    """The first eight validation images with their first captions."""
-    data = experiment.task.data("val", captions="first")
+    """The first eight validation images (or training images, without any) with their first captions."""
+    data = experiment.task.data(experiment.task.seen, captions="first")
     with matplotlib.rc_context(STYLE):
         figure = Figure((DOUBLE, 4.2), layout="constrained")
         for panel, index in zip(figure.subplots(2, 4).flat, range(len(data)), strict=False):
@@ -45,8 +47,8 @@ def examples(experiment) -> Figure:
 
 
 def statistics(experiment) -> Figure:
-    """How many words the validation captions have."""
-    words = [len(pair.text.split()) for pair in experiment.task.data("val", captions="all").pairs]
+    """How many words the captions of these have."""
+    words = [len(pair.text.split()) for pair in experiment.task.data(experiment.task.seen, captions="all").pairs]
     with matplotlib.rc_context(STYLE):
         figure = Figure((SINGLE, 1.9), layout="constrained")
         panel = figure.subplots()
