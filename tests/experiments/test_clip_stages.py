@@ -19,9 +19,12 @@ from lfpr.experiments import Cell, studies
 from lfpr.experiments import clip as clip_module
 from lfpr.experiments.clip import CLIPTask
 from lfpr.experiments.clip_baselines import write_processor
+from lfpr.experiments.grid import Planned
 from lfpr.experiments.specs import SPECS
 from lfpr.files import CheckpointError
 from lfpr.mini.coco import captions, scene, write_coco
+from lfpr.paper import collect
+from lfpr.paper.figures import cascade_table
 
 SPEC = SPECS["clip-mscoco"]
 SMALL = {
@@ -279,6 +282,24 @@ def test_sensitivity_pruning_is_a_method(clip, monkeypatch):
     assert fitted.result["scale_max"] != 1 and fitted.result["heads"] == [1, 1]
     retrained = clip.retrain(Cell(heads_removed=3, seed=8))
     assert retrained.result["heads"] == stage.result["heads"] and retrained.result["iterations"] == 5
+
+
+def test_masks_without_a_search_are_collected(clip, smaller):
+    collector, cells = collect.Collector(), (Cell(heads_removed=3), Cell(heads_removed=6), Cell("fisher", 0.5))
+    exp = clip.with_settings(first_level=str(smaller), shortlists=(8, 3))
+    for cell in cells:
+        exp.downstream(exp.prune(cell))
+        with exp.runs.load_only():
+            collect._cell(collector, exp, Planned(cell, ("pruned",)))
+    collector.rows["results"].append(collect.unpruned_row(exp))
+    assert not collector.missing
+    tables = collector.tables()
+    results, cascades = tables["results"], tables["cascade"]
+    assert results.variant.tolist() == ["heads_removed=3", "heads_removed=6", "", ""]
+    assert results.heuristic.tolist() == ["none", "none", "sum", "sum"] and results.constraint.isna().sum() == 2
+    assert cascades.m.tolist() == [4, "8, 3"] * 3 and cascades.fraction.nunique() == 3
+    assert set(tables["growth"].constraint) == {0.5} == set(tables["layers"].constraint)
+    assert len(cascade_table(cascades, results, exp.name)) == 1 + 6
 
 
 def test_sensitivity_pruning_draws_as_the_fork_does(clip, monkeypatch):
