@@ -104,5 +104,7 @@ def test_an_accelerator_is_found_and_numbered(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     assert find_device() == find_device("cuda") == torch.device("cuda:1")
     assert find_device("cuda:0") == torch.device("cuda:0") and find_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert find_device() == torch.device("cuda:0") and find_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match=r"\['auto', 'cpu', 'cuda', 'cuda:0', 'cuda:1'\]"):
         find_device("cuda:2")
