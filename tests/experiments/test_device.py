@@ -31,7 +31,12 @@ def stages(exp):
     if exp.name.startswith("tap"):
         found["released rescaling"] = exp.rescale(exp.searched(cell), solver=released_rescale)
     stage = exp.prune(cell)
+    widths = {"heads": [1], "neurons": [8], "repeats": 1, "warmup": 0}
+    lfpr.LatencyCost.measure(exp.encoder, next(iter(exp.task.calibration(0))), exp.task.run, **widths)
     if exp.spec.ways:
+        released = exp.with_settings(released_files=True)
+        files = [path.name for path in released.prune(cell).folder.rglob("*.*")]
+        assert {"pruned_model.ckpt", "cfg.txt"} <= set(files) or {"head_mask.pt", "neuron_mask.pt"} <= set(files)
         stage = exp.retrain(cell)
         found["retrained"] = {name: round(stage.result[name], 2) for name in ("scale_min", "scale_max")}
         exp.speed(cell)
