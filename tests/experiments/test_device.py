@@ -1,5 +1,7 @@
 """Every stage runs on the device: nothing stays behind on the CPU, and results are those of the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fake_device import DEVICE, Elsewhere, LeftBehind, fake_device, reads
@@ -7,7 +9,6 @@ from fake_device import DEVICE, Elsewhere, LeftBehind, fake_device, reads
 import lfpr
 from lfpr.device import OnDevice, find_device, moved
 from lfpr.experiments import Cell
-from lfpr.released import rescale as released_rescale
 
 SMALL = {
     "tap-textvqa": {"train_images": 20, "val_images": 8, "num_samples": 16, "score_batch": 8, "rescale_samples": 8},
@@ -28,8 +29,9 @@ def stages(exp):
     method = "fisher" if "fisher" in exp.spec.methods else own
     cell = exp.cell(Cell(method, 0.4, rescaled=bool(exp.spec.ways), percent=20))
     found["pruned"] = exp.prune(cell).result
-    if exp.name.startswith("tap"):
-        found["released rescaling"] = exp.rescale(exp.searched(cell), solver=released_rescale)
+    if exp.spec.ways:
+        other = replace(cell, rescaled="released")
+        found["released rescaling"] = exp.rescaled(exp.searched(other), other)
     stage = exp.prune(cell)
     widths = {"heads": [1], "neurons": [8], "repeats": 1, "warmup": 0}
     lfpr.LatencyCost.measure(exp.encoder, next(iter(exp.task.calibration(0))), exp.task.run, **widths)
