@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the table")
     arguments = parser.parse_args()
     device = find_device(arguments.device)
-    torch.backends.cuda.matmul.allow_tf32 = False  # as the experiments run
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # as the experiments run
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     lines = [f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, device: {where}"]
     if device.type == "cpu":

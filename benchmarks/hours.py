@@ -9,6 +9,7 @@ and `python -m lfpr plan` knows what notebooks took once some have run. Prints a
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from lfpr.experiments.grid import cells, load_grid
@@ -69,23 +70,29 @@ def clip(name: str, plan: dict) -> tuple[float, float]:
     return work, read
 
 
+def table(source: str, tflops: float, rate: float) -> Iterator[str]:
+    """The lines of the table, of grid FILE.yaml:NAME."""
+    yield "| experiment | pruned models | retrained | 10¹⁵ operations | hours, estimated |"
+    yield "|---|---|---|---|---|"
+    total = 0.0
+    for name, plan in load_grid(source).items():
+        work, read = (tap if name in SUM else clip)(name, plan)
+        hours = (work / (tflops * 1e12) + read / rate) / 3600
+        total += hours
+        planned = cells(plan)
+        counts = len({each.cell for each in planned}), sum("retrained" in each.stages for each in planned)
+        yield f"| {SPECS[name].title} | {counts[0]} | {counts[1]} | {work / 1e15:.1f} | {hours:.1f} |"
+    yield f"| all | | | | {total:.0f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--grid", default="published", help="of workflow/grid.yaml")
     parser.add_argument("--tflops", type=float, default=10, help="10¹² float32 operations a second")
     parser.add_argument("--rate", type=float, default=200, help="questions or images read a second")
     arguments = parser.parse_args()
-    grid = load_grid(f"{Path(__file__).parents[1] / 'workflow' / 'grid.yaml'}:{arguments.grid}")
-    print("| experiment | pruned models | retrained | 10¹⁵ operations | hours, estimated |\n|---|---|---|---|---|")
-    total = 0.0
-    for name, plan in grid.items():
-        work, read = (tap if name in SUM else clip)(name, plan)
-        hours = (work / (arguments.tflops * 1e12) + read / arguments.rate) / 3600
-        total += hours
-        planned = cells(plan)
-        counts = len({each.cell for each in planned}), sum("retrained" in each.stages for each in planned)
-        print(f"| {SPECS[name].title} | {counts[0]} | {counts[1]} | {work / 1e15:.1f} | {hours:.1f} |")
-    print(f"| all | | | | {total:.0f} |")
+    source = f"{Path(__file__).parents[1] / 'workflow' / 'grid.yaml'}:{arguments.grid}"
+    print("\n".join(table(source, arguments.tflops, arguments.rate)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Whoever iterates over batches moves them to the model's device (`OnDevice`); not
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,7 +17,8 @@ RUNNING = ("no", "bf16")
 
 
 def find_device(device: str | torch.device = "auto") -> torch.device:
-    """The device named "auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1" ..., with its number.
+    """The device named "auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1" ..., with its number; of
+    processes that were launched together, each gets one of its own where the name says none.
 
     Raises ValueError for another name, and for a device that this machine does not have.
     """
@@ -28,8 +30,10 @@ def find_device(device: str | torch.device = "auto") -> torch.device:
     if str(device) == "cpu" or here is None:
         return torch.device("cpu")
     found = here if str(device) == "auto" else torch.device(device)
-    number = torch.accelerator.current_device_index() if found.index is None else found.index
-    return torch.device(found.type, number)
+    if found.index is not None:
+        return found
+    rank = os.environ.get("LOCAL_RANK")  # as `accelerate launch` and `torchrun` set it
+    return torch.device(found.type, torch.accelerator.current_device_index() if rank is None else int(rank) % count)
 
 
 def moved(batch: Any, device: torch.device) -> Any:

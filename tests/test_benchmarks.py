@@ -11,6 +11,7 @@ from fake_device import fake_device
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gpu
+import hours
 
 SMALL = Namespace(batches=1, small=True, repeats=0, cpu_repeats=0)
 
@@ -33,3 +34,11 @@ def test_both_devices_are_timed_and_compared(name, monkeypatch):
 def test_without_an_accelerator_the_cpu_is_timed_alone():
     lines = "\n".join(gpu.rows("vit", SMALL, torch.device("cpu")))
     assert "| ratio |" not in lines and "Importance differs" not in lines and "| rescaling |" in lines
+
+
+def test_the_hours_in_the_readme_are_those_of_the_published_grid():
+    root = Path(__file__).parents[1]
+    lines = "\n".join(hours.table(f"{root / 'workflow/grid.yaml'}:published", 10, 200))
+    assert lines in (root / "README.md").read_text()
+    faster = list(hours.table(f"{root / 'workflow/grid.yaml'}:published", 1000, 1e9))
+    assert faster[-1] == "| all | | | | 0 |" and len(faster) == len(lines.splitlines())

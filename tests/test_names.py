@@ -1,15 +1,23 @@
-"""The names of this package that its documents and notebooks mention exist."""
+"""What documents and notebooks mention exists: names of this package, parameters, settings, files."""
 
 import ast
 import importlib
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from lfpr.experiments.clip import CLIPSettings
+from lfpr.experiments.parameters import declared
+from lfpr.experiments.tap import TAPSettings
+from lfpr.training.retrain import ReSt
+
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "data/README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+GRID_NOTEBOOKS = ("01_data", "02_importance", "03_prune", "04_retrain", "05_evaluate")
+TEXTS = [ROOT / "README.md", ROOT / "data/README.md", ROOT / "docs/published.md"]
+DOCUMENTS = [*TEXTS, *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
 def mentioned(path: Path) -> set[str]:
@@ -49,3 +57,26 @@ def test_a_name_that_is_not_there_is_noticed(tmp_path):
     assert callable(resolve("lfpr.tap.TAP.generate"))
     with pytest.raises(ModuleNotFoundError, match=r"lfpr\.tap\.write_nothing"):
         resolve("lfpr.tap.write_nothing")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_parameter_setting_and_file_is_there(path):
+    text = path.read_text()
+    parameters = {name for notebook in GRID_NOTEBOOKS for name in declared(notebook)}
+    assert set(re.findall(r"-p ([a-z_]+)", text)) <= parameters
+    settings = {field.name for kind in (TAPSettings, CLIPSettings, ReSt) for field in fields(kind)}
+    named = re.findall(r"[Ss]ettings? `([a-z_]+)", text) + re.findall(r"\{settings: \{([a-z_]+)", text)
+    assert named and set(named) <= settings
+    for name in re.findall(r"`((?:tests|benchmarks|workflow|docs|lfpr)/[\w./-]+)`", text):
+        assert (ROOT / name).exists() or name == "docs/api/", name
+
+
+def test_every_published_command_has_an_answer():
+    rows = [line for line in (ROOT / "docs/published.md").read_text().splitlines() if line.startswith("| ")]
+    commands = [
+        [cell.strip() for cell in row.strip("|").split(" | ")] for row in rows if row != "| published | ours | |"
+    ]
+    assert len(commands) > 30
+    for *_, verdict in commands:
+        assert re.match(r"(same|better|differs)\b", verdict), verdict
+        assert verdict.startswith("same") or re.search(r"[:;,]", verdict), f"{verdict}: says not why"

@@ -105,6 +105,8 @@ def override(settings: Any, values: Mapping[str, Any], experiment: str) -> Any:
         if name not in known:
             near = nearest(name, known)
             raise ValueError(f"unknown setting {name!r} of {experiment}: {near}there are {sorted(known)}")
+        if isinstance(known[name], tuple) and isinstance(value, list):  # YAML has no tuples
+            value = tuple(value)
         _check_type(name, value, known[name])
         changed.setdefault("" if hasattr(settings, name) else inner[name], {})[name] = value
     whole = changed.pop("", {})

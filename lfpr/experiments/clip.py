@@ -356,9 +356,9 @@ class CLIPTask(Task):
         """The unpruned model."""
         return None
 
-    def released_calibration(self, cell: Cell) -> coco.Batches:
+    def released_calibration(self, cell: Cell) -> OnDevice:
         """All images behind the importance."""
-        return self.images("train", BATCH, **self.drawn(cell))
+        return OnDevice(self.images("train", BATCH, **self.drawn(cell)), self.device)
 
     def run(self, batch: Batch) -> Tensor:
         """The tower's pooled output."""

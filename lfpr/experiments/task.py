@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from lfpr.cost import LinearCost
@@ -45,6 +46,7 @@ class Task(ABC):
         self, spec: ExperimentSpec, profile: str, runs: Path, data_root, checkpoint, settings: Any, device: str = "auto"
     ) -> None:
         self.spec, self.profile, self.settings, self.device = spec, profile, settings, find_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in CLIP's convolution too: ranks depend on it
         self.runs = Runs(runs, spec.name, profile, self.require_files)
         self._origin = spec, profile, runs, data_root, checkpoint, device
         if profile == "full" and not Path(data_root).is_dir():
@@ -149,6 +151,7 @@ class Task(ABC):
     def loading(self) -> dict[str, Any]:
         """How loaders read: processes that do it, no more than there are cores, and whether into pinned memory."""
         workers = min(getattr(self.settings, "workers", 0), os.cpu_count() or 1)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers' threads do not survive the fork
         return {"workers": workers, "pin_memory": self.device.type == "cuda"}
 
     def running(self) -> AbstractContextManager:

@@ -7,6 +7,7 @@ the file names. The model is then built here, from the tensors' shapes.
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import zipfile
@@ -52,10 +53,12 @@ def draw(total: int, count: int, seed: int, first: int | None = None) -> list[in
 
 
 def save_clip(model: CLIPModel, path: str | Path) -> None:
-    """Write a pruned model as the fork does, whole or not at all: `torch.save` of the module.
+    """Write a pruned model as the fork does, whole or not at all: `torch.save` of the module, on the CPU, so that any
+    machine can read it.
 
     The pickle names the classes of the installed transformers, which is newer than the fork's.
     """
+    model = copy.deepcopy(model).cpu()
     write_whole(path, lambda partial: torch.save(model, partial))
 
 

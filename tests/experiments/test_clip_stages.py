@@ -228,7 +228,8 @@ def test_released_scoring_is_that_of_the_fork_s_samples(clip):
     for start in range(0, 70, 32):
         rows = pairs[start : start + 32]
         images = [
-            coco.read_image((coco.image_folder(clip.task.root, "train").found() / f"{r['image_id']:012}.jpg"), 0) for r in rows
+            coco.read_image((coco.image_folder(clip.task.root, "train").found() / f"{r['image_id']:012}.jpg"), 0)
+            for r in rows
         ]
         pixels = clip.task.processor.normalise(np.stack([clip.task.processor.crop(image) for image in images]))
         batch = clip.task.processor.tokens([row["caption"] for row in rows]) | {"pixel_values": pixels}

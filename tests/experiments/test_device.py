@@ -1,5 +1,7 @@
 """Every stage runs on the device: nothing stays behind on the CPU, and results are those of the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fake_device import DEVICE, Elsewhere, LeftBehind, fake_device, reads
@@ -7,7 +9,6 @@ from fake_device import DEVICE, Elsewhere, LeftBehind, fake_device, reads
 import lfpr
 from lfpr.device import OnDevice, find_device, moved
 from lfpr.experiments import Cell
-from lfpr.released import rescale as released_rescale
 
 SMALL = {
     "tap-textvqa": {"train_images": 20, "val_images": 8, "num_samples": 16, "score_batch": 8, "rescale_samples": 8},
@@ -28,10 +29,16 @@ def stages(exp):
     method = "fisher" if "fisher" in exp.spec.methods else own
     cell = exp.cell(Cell(method, 0.4, rescaled=bool(exp.spec.ways), percent=20))
     found["pruned"] = exp.prune(cell).result
-    if exp.name.startswith("tap"):
-        found["released rescaling"] = exp.rescale(exp.searched(cell), solver=released_rescale)
-    stage = exp.prune(cell)
     if exp.spec.ways:
+        other = replace(cell, rescaled="released")
+        found["released rescaling"] = exp.rescaled(exp.searched(other), other)
+    stage = exp.prune(cell)
+    widths = {"heads": [1], "neurons": [8], "repeats": 1, "warmup": 0}
+    lfpr.LatencyCost.measure(exp.encoder, next(iter(exp.task.calibration(0))), exp.task.run, **widths)
+    if exp.spec.ways:
+        released = exp.with_settings(released_files=True)
+        files = [path.name for path in released.prune(cell).folder.rglob("*.*")]
+        assert {"pruned_model.ckpt", "cfg.txt"} <= set(files) or {"head_mask.pt", "neuron_mask.pt"} <= set(files)
         stage = exp.retrain(cell)
         found["retrained"] = {name: round(stage.result[name], 2) for name in ("scale_min", "scale_max")}
         exp.speed(cell)
@@ -104,5 +111,7 @@ def test_an_accelerator_is_found_and_numbered(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     assert find_device() == find_device("cuda") == torch.device("cuda:1")
     assert find_device("cuda:0") == torch.device("cuda:0") and find_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert find_device() == torch.device("cuda:0") and find_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match=r"\['auto', 'cpu', 'cuda', 'cuda:0', 'cuda:1'\]"):
         find_device("cuda:2")

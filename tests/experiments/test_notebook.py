@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from lfpr.experiments import Cell, from_parameters
+from lfpr.experiments import Cell, from_parameters, open_experiment
 from lfpr.experiments.notebook import command, is_own
 from lfpr.experiments.parameters import declared
 
@@ -29,11 +29,29 @@ def test_parameters_name_the_experiment_and_the_cell(tmp_path, capsys):
     assert last.startswith("cell: method fisher, constraint 0.6, seed 2")
 
 
-def test_settings_of_the_profile_are_passed_on(tmp_path):
-    exp, _ = head(tmp_path, experiment="clip-mscoco", on_error="skip")
-    assert exp.settings.on_error == "skip"
-    with pytest.raises(ValueError, match=r"unknown setting 'on_error' of tap-textvqa"):
-        head(tmp_path, on_error="skip")
+def test_any_setting_of_the_profile_goes_through_one_mapping(tmp_path, capsys):
+    exp, _ = head(tmp_path, experiment="clip-mscoco", settings={"on_error": "skip", "lr": 2e-5, "shortlists": [8, 4]})
+    assert (exp.settings.on_error, exp.settings.rest.lr, exp.settings.shortlists) == ("skip", 2e-5, (8, 4))
+    printed = shlex.split(capsys.readouterr().out.splitlines()[0])
+    assert printed[printed.index("-y") + 1] == '{"settings": {"on_error": "skip", "lr": 2e-05, "shortlists": [8, 4]}}'
+    exp, _ = head(tmp_path, settings=None, device="cpu")
+    assert exp.device.type == "cpu" and exp.settings == open_experiment(runs=tmp_path).settings
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"on_error": "skip"}, "unknown setting 'on_error' of tap-textvqa: there are .*'lr'"),
+        ({"lrr": 1}, "unknown setting 'lrr' of tap-textvqa: did you mean lr"),
+        ({"lr": "1e-5"}, "lr = '1e-5': must be of type float"),  # as YAML reads it
+        ({"constraint": 0.4}, "constraint is a parameter of its own"),
+        ("lr", "settings = 'lr': must be a mapping"),
+    ],
+)
+def test_wrong_settings_are_said_before_any_work(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        head(tmp_path, settings=settings)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -41,7 +59,7 @@ def test_settings_of_the_profile_are_passed_on(tmp_path):
     [
         ("constrain = 0.6", {}, "parameter constrain: 03_prune has none of this name; did you mean constraint?"),
         ("a = 1\nrescale = True", {}, "parameter a: 03_prune has none"),
-        ("rescaled = 'false'", {"rescaled": "false"}, "rescaled = 'false': must be True, False or None"),
+        ("rescaled = 'false'", {"rescaled": "false"}, "rescaled = 'false': must be True, False, 'released' or None"),
         ("constraint = 6", {"constraint": 6}, r"constraint = 6: must be in \(0, 1\]"),
         ("constraint = 'sixty'", {"constraint": "sixty"}, "constraint = 'sixty': must be"),
         ("experiment = 'tap'", {"experiment": "tap"}, "experiment = 'tap': must be one of"),

@@ -40,7 +40,25 @@ STAGES = ("01_data", "02_importance", "03_prune", "04_retrain", "05_evaluate")  
 PAPER = "06_paper"  # of all
 QUESTIONS = {"train": 16, "val": 6, "test": 3, "score": 16}
 IMAGES = {"train": 36, "val": 12}  # more than a batch that scores, fewer than one that retrains
-CELLS = [{"method": ["label-free", "random"], "constraint": 0.4}]  # of the grid that 06 draws
+SHARED = [{"method": ["label-free", "random"], "constraint": 0.4}]
+TAP_CELLS = [
+    *SHARED,
+    {"method": "label-free", "percentile": 50},
+    {"method": "label-free", "constraint": 0.4, "stages": "pruned", "scoring": "per-sample"},
+    {"method": "fisher", "constraint": 0.8, "stages": "pruned", "rearranged": True, "rescaled": "released"},
+]
+CLIP_CELLS = [
+    *SHARED,
+    {"method": "fisher", "constraint": 0.6, "seed": 1, "stages": "pruned", "rescaled": "released"},
+    {"method": "sensitivity", "heads_removed": 22, "seed": 8, "stages": "pruned"},
+    {"method": "given", "masks": "data/published/clip-masks/clip-vit-base-patch16_0.4_seed_1", "stages": "pruned"},
+]
+"""Kinds of cells of the grid `published`, for the grid that 06 draws."""
+PLANS = {
+    **{name: {"cells": TAP_CELLS} for name in SPECS if name.startswith("tap")},
+    "clip-mscoco": {"cells": CLIP_CELLS, "settings": {"num_samples": 64, "sensitivity_samples": 4}},
+}
+"""Experiment -> its plan, beside where its files are; CLIP's samples are fewer than the fork draws."""
 
 
 def prepare_tap(name: str, folder: Path, published: bool = False) -> dict[str, str]:
@@ -89,7 +107,8 @@ def rehearse(
     rows, grid = [], {}
     for name in experiments:
         inputs = PREPARE[name](out / "files", published)
-        grid[name] = {"profile": "full", "cells": CELLS, "notebooks": ["02_importance"]} | inputs
+        plan = PLANS[name] | {"settings": PLANS[name].get("settings", {}) | {"released_files": True}}
+        grid[name] = {"profile": "full", "notebooks": ["02_importance", "05_evaluate"]} | plan | inputs
         parameters = {key: str(out / "files" / value) for key, value in inputs.items()}
         parameters |= {"experiment": name, "profile": "full", "runs": str(out / "runs")}
         rows += [run_notebook(notebook, out / name, parameters) for notebook in notebooks if notebook != PAPER]

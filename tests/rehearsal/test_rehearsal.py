@@ -24,6 +24,7 @@ from rehearsal.tap_files import (
 
 import lfpr
 from lfpr.experiments import Cell
+from lfpr.experiments.grid import cells, load_grid
 from lfpr.files import CheckpointError, DataError
 from lfpr.released import load_scores
 from lfpr.tap.checkpoint import read_checkpoint
@@ -230,3 +231,20 @@ def test_a_notebook_gets_the_parameters_it_declares(tmp_path, monkeypatch):
     assert found["notebooks"][0]["name"] == "tap-textvqa/01_data" and found["notebooks"][0]["failed"] is None
     assert json.loads((tmp_path / "rehearsal.json").read_text()) == found
     assert (tmp_path / "runs/made").read_text() == "tap-textvqa"
+
+
+def test_the_rehearsed_cells_are_kinds_of_the_published_grid():
+    published = load_grid(f"{Path(__file__).parents[2] / 'workflow/grid.yaml'}:published")
+    for name, plan in rehearsal.PLANS.items():
+        rehearsed = {_kind(each.cell) for each in cells(plan)}
+        kinds = {_kind(each.cell) for each in cells(published[name])}
+        assert {("label-free", "sum"), ("random", "sum"), ("fisher", "sum")} <= {kind[:2] for kind in rehearsed}
+        assert {kind for kind in rehearsed if kind[0] != "given"} <= kinds, name
+    assert {kind[0] for kind in map(_kind, (each.cell for each in cells(rehearsal.PLANS["clip-mscoco"])))} > {
+        "sensitivity",
+        "given",
+    }
+
+
+def _kind(cell):
+    return cell.method, cell.heuristic, cell.rescaled, cell.rearranged, cell.scoring
