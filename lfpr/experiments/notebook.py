@@ -6,7 +6,7 @@ import ast
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from lfpr.experiments import open_experiment
@@ -63,10 +63,10 @@ def command(notebook: str, parameters: Mapping[str, Any]) -> str:
 
 
 def is_own(experiment: Experiment, cell: Cell) -> bool:
-    """Whether a resolved cell differs from the experiment's own way in nothing but its place on the curve."""
-    return cell == experiment.cell(
-        replace(Cell(), method=cell.method, constraint=cell.constraint, percentile=cell.percentile, seed=cell.seed)
-    )
+    """Whether a resolved cell differs from the experiment's own way in nothing but its place on the curve, or, without
+    a search, in which masks it takes."""
+    place = ("method", "constraint", "percentile", "seed", "heads_removed", "masks")
+    return cell == experiment.cell(Cell(**{name: getattr(cell, name) for name in place}))
 
 
 def _injected(namespace: Mapping[str, Any]) -> list[str]:

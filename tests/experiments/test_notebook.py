@@ -1,12 +1,16 @@
 """The head of a notebook: parameters checked before any work, the experiment opened, the command printed."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
 from lfpr.experiments import Cell, from_parameters, open_experiment
 from lfpr.experiments.notebook import command, is_own
 from lfpr.experiments.parameters import declared
+from lfpr.masks import Masks
+from lfpr.paper.collect import saved_score
+from lfpr.released import save_masks
 
 DEFAULTS = declared("03_prune")
 
@@ -89,3 +93,12 @@ def test_only_the_place_may_differ_from_the_own_way(tmp_path):
         {"trained": "masks"},
     ):
         assert not is_own(exp, exp.cell(Cell(constraint=0.6, **option)))
+
+
+def test_masks_without_a_search_are_their_method_s_own_way(tmp_path):
+    """03 and 04 ask of every cell; these have no constraint to be placed by."""
+    exp, walked = head(tmp_path, experiment="clip-mscoco", heads_removed=7, seed=8)
+    save_masks(Masks.ones(exp.encoder), tmp_path / "masks")
+    for cell in (walked, exp.cell(Cell(masks=str(tmp_path / "masks")))):
+        assert is_own(exp, cell) and not is_own(exp, replace(cell, trained="all"))
+        assert saved_score(exp, cell, retrained=False) is None
