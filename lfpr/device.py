@@ -18,29 +18,34 @@ RUNNING = ("no", "bf16")
 
 def find_device(device: str | torch.device = "auto") -> torch.device:
     """The device named "auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1" ..., with its number; of
-    processes that were launched together, each gets one of its own where the name says none.
+    processes that were launched together, each gets one of its own where the name says none. It becomes the current
+    one, which whatever measures time or memory asks.
 
-    Raises ValueError for another name, and for a device that this machine does not have.
+    Apple's is not taken: it lacks float64, which sums are in. Raises ValueError for another name, and for a device that
+    this machine does not have.
     """
     here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = None if here is None or here.type == "mps" else here
     count = torch.accelerator.device_count() if here else 0
     allowed = ["auto", "cpu", *([here.type, *(f"{here.type}:{i}" for i in range(count))] if here else [])]
     if str(device) not in allowed:
         raise ValueError(f"device = {str(device)!r}: must be one of {allowed} on this machine")
     if str(device) == "cpu" or here is None:
         return torch.device("cpu")
-    found = here if str(device) == "auto" else torch.device(device)
-    if found.index is not None:
-        return found
-    rank = os.environ.get("LOCAL_RANK")  # as `accelerate launch` and `torchrun` set it
-    return torch.device(found.type, torch.accelerator.current_device_index() if rank is None else int(rank) % count)
+    index = None if str(device) == "auto" else torch.device(device).index
+    if index is None:
+        rank = os.environ.get("LOCAL_RANK")  # as `accelerate launch` and `torchrun` set it
+        index = torch.accelerator.current_device_index() if rank is None else int(rank) % count
+    torch.accelerator.set_device_index(index)
+    return torch.device(here.type, index)
 
 
 def moved(batch: Any, device: torch.device) -> Any:
     """`batch` with its tensors on `device`: a tensor, whatever has a method `to`, or mappings, lists and tuples of
-    them; anything else stays as it is. Copies from pinned memory do not wait."""
+    them; anything else stays as it is. Copies from pinned memory do not wait; those to the CPU do, or it would read
+    what has not arrived."""
     if hasattr(batch, "to"):
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, non_blocking=device.type != "cpu")
     if isinstance(batch, Mapping):
         return {name: moved(value, device) for name, value in batch.items()}
     if isinstance(batch, list | tuple):
@@ -69,10 +74,11 @@ def running(device: torch.device, precision: str = "no") -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def synchronise() -> None:
-    """Wait until the accelerator, if there is one, has done all that it was given: before the clock is read."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+def synchronise(device: torch.device | None = None) -> None:
+    """Wait until a device, by default the current accelerator, if there is one, has done all that it was given: before
+    the clock is read."""
+    if torch.accelerator.is_available() and (device is None or device.type != "cpu"):
+        torch.accelerator.synchronize(device)
 
 
 def memory_mb() -> float:

@@ -390,22 +390,22 @@ class Slot:
 class Spool:
     """Tensors in an unnamed temporary file in `folder` (by default, the system's place for such files).
 
-    Those of an accelerator stay there while they take less than half of the memory that was free at first.
+    Those of an accelerator stay there while half of the memory that was free at first still is: another process may
+    take its share meanwhile.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as this object is
         self.end = 0
         self.kept: dict[Slot, Tensor] = {}
-        self.room = free_memory() // 2
+        self.spared = free_memory() // 2
 
     def put(self, x: Tensor, slot: Slot | None = None) -> Slot:
         """Write a tensor, in the place of another one of its size if `slot` is given."""
         if slot is None:
             slot = Slot(self.end, x.shape, x.dtype, x.device)
             self.end += x.nbytes
-            if x.device.type != "cpu" and 0 < x.nbytes <= self.room:
-                self.room -= x.nbytes
+            if x.device.type != "cpu" and x.nbytes and free_memory() - x.nbytes >= self.spared:
                 self.kept[slot] = x
         elif (slot.shape, slot.dtype) != (x.shape, x.dtype):
             raise ValueError(f"a tensor {tuple(x.shape)} of {x.dtype} in the place of {tuple(slot.shape)}")
@@ -435,8 +435,12 @@ class Spool:
 
 
 def free_memory() -> int:
-    """Bytes that are free on the accelerator; 0 without one, or where it does not tell."""
+    """Bytes that are free on the current accelerator, what torch holds and does not use among them; 0 without one, or
+    where it does not tell."""
+    if not torch.accelerator.is_available():
+        return 0
     try:
-        return torch.accelerator.get_memory_info()[0] if torch.accelerator.is_available() else 0
+        unused = torch.accelerator.memory_reserved() - torch.accelerator.memory_allocated()
+        return torch.accelerator.get_memory_info()[0] + unused
     except (RuntimeError, NotImplementedError):
         return 0

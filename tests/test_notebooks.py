@@ -101,6 +101,13 @@ def test_nothing_that_is_shown_alone_is_needed_later():
             assert not used & (elsewhere - here), f"{path.stem}: {sorted(used & (elsewhere - here))}"
 
 
+def test_models_are_loaded_where_the_experiment_is():
+    for path in NOTEBOOKS:
+        source = "\n".join(cell.source for cell in code_cells(path))
+        if "exp, cell = from_parameters(" in source:
+            assert not [line for line in source.splitlines() if "load_pruned(" in line and "exp.device)" not in line]
+
+
 def test_a_misspelt_parameter_is_refused_by_the_notebook_itself(tmp_path):
     command = [sys.executable, "-m", "papermill", ROOT / "notebooks" / "03_prune.ipynb", tmp_path / "out.ipynb"]
     command += ["--kernel", "python3", "--no-progress-bar", "-p", "constrain", "0.6"]

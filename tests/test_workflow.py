@@ -225,8 +225,11 @@ print({"torch", "transformers", "pandas", "papermill", "nbformat", "jupyter_clie
 
 def test_the_workflow_runs_the_notebooks_of_the_plan():
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--profile", PROFILES / "local"]
-    run = subprocess.run([*command, "--dry-run", "--forceall"], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    command += ["--dry-run", "--forceall", "--printshellcmds", "--quiet", "host", "--config", "device=cpu"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
+    shown = re.findall(r"-m lfpr (\w+) (.*)", run.stdout)
+    assert {name for name, options in shown if '--device "cpu"' in options} == {"grid"} < {name for name, _ in shown}
     counted = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", run.stdout, re.MULTILINE)}
     default = load_grid(f"{ROOT / 'workflow' / 'grid.yaml'}:default")
     jobs = sum(plan.get("jobs", 1) for plan in default.values())

@@ -189,7 +189,7 @@ def _time(one: PrunableEncoder, x: Tensor, arguments: tuple, clock: Callable[[],
     """Seconds of the attention and of the FFN sub-layer in one run of a layer."""
 
     def now() -> float:
-        synchronise()
+        synchronise(x.device)
         return clock()
 
     between = []

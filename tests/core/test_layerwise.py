@@ -43,8 +43,9 @@ def test_a_spool_keeps_what_fits_on_the_accelerator(monkeypatch):
     from lfpr import layerwise
 
     with fake_device() as device:
-        monkeypatch.setattr(layerwise, "free_memory", lambda: 2 * 3 * 40)  # room for three tensors of 40 bytes
-        spool = layerwise.Spool()
+        spool, others = None, 0
+        monkeypatch.setattr(layerwise, "free_memory", lambda: 240 - others - (40 * len(spool.kept) if spool else 0))
+        spool = layerwise.Spool()  # room for three tensors of 40 bytes
         tensors = [torch.arange(10, device=device) + i for i in range(4)]
         tensors = [x.float() for x in tensors]
         slots = [spool.put(x) for x in tensors]
@@ -57,3 +58,19 @@ def test_a_spool_keeps_what_fits_on_the_accelerator(monkeypatch):
         assert spool.get(slots[0]).cpu().tolist() == list(range(1, 11))
         assert spool.get(empty).shape == (0, 3)
         spool.close()
+        spool = layerwise.Spool()
+        slots = [spool.put(tensors[0])]
+        others = 100  # another process takes its share
+        slots += [spool.put(x) for x in tensors[1:]]
+        assert list(spool.kept) == slots[:1] and spool.get(slots[3]).cpu().tolist() == list(range(3, 13))
+        spool.close()
+
+
+def test_free_memory_counts_what_torch_holds_and_does_not_use(monkeypatch):
+    from lfpr.layerwise import free_memory
+
+    assert torch.accelerator.is_available() or free_memory() == 0
+    answers = {"is_available": True, "memory_reserved": 30, "memory_allocated": 10, "get_memory_info": (100, 200)}
+    for name, value in answers.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
+    assert free_memory() == 120

@@ -7,7 +7,7 @@ import torch
 from fake_device import DEVICE, Elsewhere, LeftBehind, fake_device, reads
 
 import lfpr
-from lfpr.device import OnDevice, find_device, moved
+from lfpr.device import OnDevice, find_device, moved, synchronise
 from lfpr.experiments import Cell
 
 SMALL = {
@@ -105,13 +105,46 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(device, tmp_path)
         assert not list(tmp_path.iterdir())
 
 
-def test_an_accelerator_is_found_and_numbered(monkeypatch):
-    for name, value in {"is_available": True, "device_count": 2, "current_device_index": 1}.items():
+def pretend(monkeypatch, kind, count, current=0):
+    """An accelerator that answers questions, and a list of those that were asked to become current, or waited for."""
+    asked = []
+    answers = {"is_available": True, "device_count": count, "current_device_index": current}
+    for name, value in answers.items():
         monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    for name in ("set_device_index", "synchronize"):
+        monkeypatch.setattr(torch.accelerator, name, asked.append)
+    return asked
+
+
+def test_an_accelerator_is_found_and_numbered(monkeypatch):
+    current = pretend(monkeypatch, "cuda", 2, 1)
     assert find_device() == find_device("cuda") == torch.device("cuda:1")
     assert find_device("cuda:0") == torch.device("cuda:0") and find_device("cpu") == torch.device("cpu")
+    assert current == [1, 1, 0]  # what is measured is measured there
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert find_device() == torch.device("cuda:0") and find_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match=r"\['auto', 'cpu', 'cuda', 'cuda:0', 'cuda:1'\]"):
         find_device("cuda:2")
+
+
+def test_an_accelerator_without_float64_is_not_taken(monkeypatch):
+    assert pretend(monkeypatch, "mps", 1) == [] and find_device() == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"device = 'mps': must be one of \['auto', 'cpu'\]"):
+        find_device("mps")
+
+
+def test_the_clock_waits_for_the_device_that_is_measured(monkeypatch):
+    waited = pretend(monkeypatch, "cuda", 2)
+    for device in (None, torch.device("cuda:1"), torch.device("cpu")):
+        synchronise(device)
+    assert waited == [None, torch.device("cuda:1")]
+
+
+def test_only_copies_to_the_device_do_not_wait():
+    class Batch:
+        def to(self, device, non_blocking):
+            return device.type, non_blocking
+
+    assert moved(Batch(), torch.device("cuda:0")) == ("cuda", True)
+    assert moved([Batch()], torch.device("cpu")) == [("cpu", False)]
