@@ -49,6 +49,17 @@ def test_a_model_that_encodes_otherwise_is_scored_on_its_own(exp):
     assert exp.task.evaluate(other) == expected
 
 
+def test_a_model_may_be_on_another_device_than_the_experiment_s(exp):
+    from fake_device import fake_device
+
+    other = exp.load(exp.prune(Cell(constraint=0.6)))
+    expected = exp.task.evaluate(other)
+    with fake_device() as device:
+        other.to(device)
+        assert other.encodes_as(exp.model) and exp.model.encodes_as(other)
+        assert exp.task.evaluate(other) == expected
+
+
 def test_precision_is_another_stage_and_close(exp):
     mixed = exp.with_settings(eval_precision="bf16")
     assert mixed.task.evaluation == {"eval_precision": "bf16"} and exp.task.evaluation == {}
