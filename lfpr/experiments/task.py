@@ -46,7 +46,8 @@ class Task(ABC):
         self, spec: ExperimentSpec, profile: str, runs: Path, data_root, checkpoint, settings: Any, device: str = "auto"
     ) -> None:
         self.spec, self.profile, self.settings, self.device = spec, profile, settings, find_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in CLIP's convolution too: ranks depend on it
+        for kernels in (torch.backends.cuda.matmul, torch.backends.cudnn):  # float32 is float32: ranks depend on it
+            kernels.allow_tf32 = False
         self.runs = Runs(runs, spec.name, profile, self.require_files)
         self._origin = spec, profile, runs, data_root, checkpoint, device
         if profile == "full" and not Path(data_root).is_dir():
