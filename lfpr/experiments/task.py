@@ -40,7 +40,8 @@ class Task(ABC):
     SETTINGS: ClassVar[Mapping[str, Any]]
     """Profile -> settings."""
     shared: ClassVar[tuple[str, ...]] = ()
-    """Names of cached attributes that do not depend on the settings that `with_settings` may change."""
+    """Names of cached attributes that `with_settings` keeps, unless it changes a setting that they are `bound` to."""
+    bound: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, spec: ExperimentSpec, profile: str, runs: Path, data_root, checkpoint, settings: Any, device: str = "auto"
@@ -63,7 +64,8 @@ class Task(ABC):
         """The same task with other values of these settings; what does not depend on them is shared."""
         *origin, device = self._origin
         other = type(self)(*origin, replace(self.settings, **settings), device)
-        other.__dict__ |= {name: self.__dict__[name] for name in self.shared if name in self.__dict__}
+        shared = () if settings.keys() & set(self.bound) else self.shared
+        other.__dict__ |= {name: self.__dict__[name] for name in shared if name in self.__dict__}
         return other
 
     @abstractmethod
