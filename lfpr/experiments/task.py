@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lfpr.cost import LinearCost
-from lfpr.device import find_device, running
+from lfpr.device import describe, find_device, running
 from lfpr.encoder import PrunableEncoder, prunable
 from lfpr.experiments.cell import Cell
 from lfpr.experiments.runs import Runs, Stage
@@ -49,7 +49,7 @@ class Task(ABC):
         self.spec, self.profile, self.settings, self.device = spec, profile, settings, find_device(device)
         for kernels in (torch.backends.cuda.matmul, torch.backends.cudnn):  # float32 is float32: ranks depend on it
             kernels.allow_tf32 = False
-        self.runs = Runs(runs, spec.name, profile, self.require_files)
+        self.runs = Runs(runs, spec.name, profile, self.require_files, describe(self.device))
         self._origin = spec, profile, runs, data_root, checkpoint, device
         if profile == "full" and not Path(data_root).is_dir():
             raise FileNotFoundError(f"data_root = {data_root}: no such folder (see data/README.md)")
