@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import lfpr
 from lfpr.clip.distil import distillation_loss
 from lfpr.clip.objectives import contrastive, image_features
-from lfpr.device import OnDevice, find_device, forget_memory, memory_mb, moved, running, synchronise
+from lfpr.device import OnDevice, describe, find_device, forget_memory, memory_mb, moved, running, synchronise
 from lfpr.released import scoring
 from lfpr.tap.model import INVALID, TAP, TAPConfig
 from lfpr.tap.objectives import label_free, labelled
@@ -243,8 +243,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = find_device(arguments.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # as the experiments run
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    lines = [f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, device: {where}"]
+    lines = [f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, device: {describe(device)}"]
     if device.type == "cpu":
         lines.append("No accelerator: the CPU alone.")
     for line in lines:

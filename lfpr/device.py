@@ -40,6 +40,11 @@ def find_device(device: str | torch.device = "auto") -> torch.device:
     return torch.device(here.type, index)
 
 
+def describe(device: torch.device) -> str:
+    """A device by its name here and, of a GPU, its maker's: "cpu", "cuda:0 (NVIDIA H100)"."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def moved(batch: Any, device: torch.device) -> Any:
     """`batch` with its tensors on `device`: a tensor, whatever has a method `to`, or mappings, lists and tuples of
     them; anything else stays as it is. Copies from pinned memory do not wait; those to the CPU do, or it would read

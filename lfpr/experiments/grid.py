@@ -104,7 +104,8 @@ def sources(experiment: str, plan: dict, data: str | Path) -> list[str]:
     """
     checkpoint, files = shipped(experiment), []
     if paths := inputs(plan, data):
-        task = open_experiment(experiment, plan["profile"], runs=data, device="cpu", **paths).task
+        settings = plan.get("settings", {})
+        task = open_experiment(experiment, plan["profile"], runs=data, device="cpu", **paths, **settings).task
         task.require_files()
         checkpoint, files = Path(task.checkpoint), [row.path for row in task.locate() if row.path]
     files += [checkpoint, *checkpoint.glob("*")]

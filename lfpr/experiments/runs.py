@@ -79,6 +79,7 @@ class Run:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
             "host": platform.node(),
             "threads": _threads(),
+            "device": self._runs.device,
             "commit": commit(),
         }
         write_json(self.folder / "result.json", result)
@@ -93,12 +94,18 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 class Runs:
-    """The artifacts below `root/experiment/profile`. `before()` is called before a stage is built."""
+    """The artifacts below `root/experiment/profile`. `before()` is called before a stage is built; device: on which,
+    for its provenance."""
 
     def __init__(
-        self, root: str | Path, experiment: str, profile: str, before: Callable[[], object] = lambda: None
+        self,
+        root: str | Path,
+        experiment: str,
+        profile: str,
+        before: Callable[[], object] = lambda: None,
+        device: str = "cpu",
     ) -> None:
-        self.folder, self._before = Path(root) / experiment / profile, before
+        self.folder, self._before, self.device = Path(root) / experiment / profile, before, device
         self._load_only = False
         self._inner = 0.0  # seconds that the stage under way has spent on, or waited for, stages it needs
 

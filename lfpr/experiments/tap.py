@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -151,6 +151,7 @@ class TAPTask(Task):
         ),
     }
     shared = ("model", "embed", "_images", "_steps")
+    bound = ("sizes", "word_vectors", "train_images", "val_images")
 
     @classmethod
     def default_settings(cls, spec: ExperimentSpec, profile: str) -> TAPSettings:
@@ -263,10 +264,12 @@ class TAPTask(Task):
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """Hashes of files, how words become vectors, which questions are scored."""
+        """Hashes of files, how words become vectors, which questions are scored, lengths that are not the profile's."""
+        sizes, own = self.settings.sizes, self.default_settings(self.spec, self.profile).sizes
         imdbs = {split: file_hash(self._file(split, "imdb")) for split in ("train", "val")}
         options = {"word_vectors": self.settings.word_vectors} if self.profile == "full" else {}
         options |= {"num_eval": self.settings.num_eval} if self.settings.num_eval else {}
+        options |= {} if sizes == own else {"sizes": asdict(sizes)}
         return {"checkpoint": file_hash(self.checkpoint)} | imdbs | options
 
     def data(self, split: str, targets: bool = False, **options: Any) -> TAPDataset:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lfpr.cost import LinearCost
-from lfpr.device import find_device, running
+from lfpr.device import describe, find_device, running
 from lfpr.encoder import PrunableEncoder, prunable
 from lfpr.experiments.cell import Cell
 from lfpr.experiments.runs import Runs, Stage
@@ -40,14 +40,16 @@ class Task(ABC):
     SETTINGS: ClassVar[Mapping[str, Any]]
     """Profile -> settings."""
     shared: ClassVar[tuple[str, ...]] = ()
-    """Names of cached attributes that do not depend on the settings that `with_settings` may change."""
+    """Names of cached attributes that `with_settings` keeps, unless it changes a setting that they are `bound` to."""
+    bound: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, spec: ExperimentSpec, profile: str, runs: Path, data_root, checkpoint, settings: Any, device: str = "auto"
     ) -> None:
         self.spec, self.profile, self.settings, self.device = spec, profile, settings, find_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in CLIP's convolution too: ranks depend on it
-        self.runs = Runs(runs, spec.name, profile, self.require_files)
+        for kernels in (torch.backends.cuda.matmul, torch.backends.cudnn):  # float32 is float32: ranks depend on it
+            kernels.allow_tf32 = False
+        self.runs = Runs(runs, spec.name, profile, self.require_files, describe(self.device))
         self._origin = spec, profile, runs, data_root, checkpoint, device
         if profile == "full" and not Path(data_root).is_dir():
             raise FileNotFoundError(f"data_root = {data_root}: no such folder (see data/README.md)")
@@ -62,7 +64,8 @@ class Task(ABC):
         """The same task with other values of these settings; what does not depend on them is shared."""
         *origin, device = self._origin
         other = type(self)(*origin, replace(self.settings, **settings), device)
-        other.__dict__ |= {name: self.__dict__[name] for name in self.shared if name in self.__dict__}
+        shared = () if settings.keys() & set(self.bound) else self.shared
+        other.__dict__ |= {name: self.__dict__[name] for name in shared if name in self.__dict__}
         return other
 
     @abstractmethod

@@ -277,10 +277,12 @@ def batches(
     and in memory from which they move to a GPU without waiting, if `pin_memory`.
 
     Shuffled if there is a `shuffle_seed`; iterated again in the same order until `dataset.set_epoch` changes it.
-    Raises ValueError for a batch size below 1 or a negative number of workers.
+    Raises ValueError for a batch size below 1 or a negative number of workers; with workers also as `dataset.words`.
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size, workers = {batch_size}, {workers}: must be at least 1 and 0")
+    if workers:
+        _ = dataset.words  # FastText's dictionary, read once for all of them and for every pass
     sampler = BatchSampler(_Order(dataset, shuffle_seed), batch_size, drop_last)
     private = torch.Generator()  # otherwise each pass would draw from the global one
     options = {"num_workers": workers, "pin_memory": pin_memory, "generator": private}

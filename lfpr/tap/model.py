@@ -232,7 +232,9 @@ class TAP(nn.Module):
         them."""
         later = ("mmt.", "classifier.", "ocr_ptr_net.")
         own, others = ({n: p for n, p in m.state_dict().items() if not n.startswith(later)} for m in (self, other))
-        return own.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in own.items())
+        if own.keys() != others.keys():
+            return False
+        return all(torch.equal(value, others[name].to(value.device)) for name, value in own.items())
 
     @torch.no_grad()
     def generate(self, batch: Batch | Encoded, steps: int | None = None, stop: bool = False) -> tuple[Tensor, Tensor]:

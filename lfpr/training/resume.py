@@ -58,9 +58,9 @@ def random_state(device: torch.device) -> dict:
 
 
 def restore_random(state: dict, device: torch.device) -> None:
-    """Continue from `random_state`."""
+    """Continue from `random_state`; what it has not, as the device's where it was taken on a CPU, goes on as it is."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if device.type != "cpu":
+    if device.type != "cpu" and "device" in state:
         torch.get_device_module(device).set_rng_state(state["device"], device)

@@ -7,7 +7,7 @@ import torch
 from fake_device import DEVICE, Elsewhere, LeftBehind, fake_device, reads
 
 import lfpr
-from lfpr.device import OnDevice, find_device, moved, synchronise
+from lfpr.device import OnDevice, describe, find_device, moved, synchronise
 from lfpr.experiments import Cell
 
 SMALL = {
@@ -148,3 +148,11 @@ def test_only_copies_to_the_device_do_not_wait():
 
     assert moved(Batch(), torch.device("cuda:0")) == ("cuda", True)
     assert moved([Batch()], torch.device("cpu")) == [("cpu", False)]
+
+
+def test_provenance_names_the_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert describe(torch.device("cuda:1")) == "cuda:1 (GPU 1)" and describe(torch.device("cpu")) == "cpu"
+    with fake_device():
+        stage = lfpr.open_experiment("tap-textvqa", runs=tmp_path, **SMALL["tap-textvqa"]).prune(Cell("random", 0.4))
+    assert stage.provenance["device"] == str(DEVICE)

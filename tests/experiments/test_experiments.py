@@ -250,3 +250,11 @@ def test_settings_are_overridden_by_name_at_any_depth(tmp_path):
 def test_bad_settings_are_named(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         lfpr.open_experiment("tap-textvqa", runs=tmp_path, **settings)
+
+
+def test_float32_is_not_cut_short_on_a_gpu(tmp_path):
+    kernels = torch.backends.cuda.matmul, torch.backends.cudnn
+    for each in kernels:
+        each.allow_tf32 = True  # as some containers have it
+    open_experiment(runs=tmp_path)
+    assert not any(each.allow_tf32 for each in kernels)

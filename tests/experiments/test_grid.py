@@ -95,6 +95,9 @@ def test_an_experiment_starts_from_its_checkpoint_and_its_texts(tmp_path, monkey
         with pytest.raises(error, match=rf"(?s){name}.*missing files or folders: 1; see data/README.md"):
             sources("tap-textvqa", {"profile": "full"}, tmp_path)
         (tmp_path / "away").rename(tmp_path / name)
+    (tmp_path / names[-1]).unlink()  # word vectors, which not all settings need
+    hashed = {"profile": "full", "settings": {"word_vectors": "hashed"}}
+    assert sources("tap-textvqa", hashed, tmp_path) == [file for file in expected if "wiki" not in file]
     shipped = {name: sources(name, {"profile": "mini"}, "") for name in load_grid(f"{GRIDS}:default")}
     assert all(Path(file).is_file() for files in shipped.values() for file in files)
     assert len(shipped["tap-textvqa"]) == 1 and any("model.safetensors" in file for file in shipped["clip-mscoco"])

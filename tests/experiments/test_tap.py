@@ -1,6 +1,7 @@
 """LFPR's own files in TAP's stages, on a little mini data: what is used is what the stage is named by."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,21 @@ def test_questions_behind_the_importance_are_lfprs_at_seed_0(tap):
             tap.with_settings(sample_set="released").importance(cell)
     finally:
         path.write_bytes(whole)
+
+
+def test_lengths_of_inputs_are_part_of_every_stage_s_name(tap):
+    shorter = open_experiment("tap-textvqa", runs=tap.runs.folder.parents[1], **SMALL | {"question_tokens": 8})
+    assert shorter.task.data("val")[0]["text"].shape < tap.task.data("val")[0]["text"].shape
+    assert "sizes" not in tap.task.inputs and shorter.task.inputs["sizes"]["question_tokens"] == 8
+    assert not shorter.importance().equal(tap.importance())
+
+
+def test_what_depends_on_a_setting_is_not_shared_by_others(tap):
+    assert tap.task.embed is not None and tap.task.data("val").image(tap.task.data("val").records[0])
+    assert tap.with_settings(num_samples=10).task.embed is tap.task.embed
+    assert tap.with_settings(word_vectors="fasttext").task.embed is None
+    fewer = replace(tap.settings.sizes, num_ocr=1)
+    assert tap.with_settings(sizes=fewer).task.data("val")[0]["ocr_boxes"].shape == (1, 4)
 
 
 def test_time_steps_of_different_samples_are_kept_apart(tap, monkeypatch):

@@ -49,6 +49,17 @@ def test_a_model_that_encodes_otherwise_is_scored_on_its_own(exp):
     assert exp.task.evaluate(other) == expected
 
 
+def test_a_model_may_be_on_another_device_than_the_experiment_s(exp):
+    from fake_device import fake_device
+
+    other = exp.load(exp.prune(Cell(constraint=0.6)))
+    expected = exp.task.evaluate(other)
+    with fake_device() as device:
+        other.to(device)
+        assert other.encodes_as(exp.model) and exp.model.encodes_as(other)
+        assert exp.task.evaluate(other) == expected
+
+
 def test_precision_is_another_stage_and_close(exp):
     mixed = exp.with_settings(eval_precision="bf16")
     assert mixed.task.evaluation == {"eval_precision": "bf16"} and exp.task.evaluation == {}
@@ -58,7 +69,9 @@ def test_precision_is_another_stage_and_close(exp):
 
 def test_workers_read_the_same_batches(exp):
     data = exp.task.data("val", images={})
-    one, two = (list(lfpr.tap.batches(data, 7, workers=workers)) for workers in (0, 1))
+    reader = lfpr.tap.batches(data, 7, workers=1)
+    assert data._words is not None  # word vectors take seconds to open: once, not in each worker and pass
+    one, two = (list(batches) for batches in (lfpr.tap.batches(data, 7), reader))
     for a, b in zip(one, two, strict=True):
         assert a.ocr_tokens == b.ocr_tokens and a.vocab.words == b.vocab.words
         assert all(torch.equal(a[name], b[name]) for name in a)

@@ -86,6 +86,17 @@ def test_checkpoints_of_another_training_or_unreadable_are_refused(tmp_path):
         small.retrain(small.tap(), **keep)
 
 
+def test_a_training_goes_on_on_another_device(tmp_path):
+    from fake_device import fake_device
+
+    keep = {"checkpoint": tmp_path, "checkpoint_every": 2}
+    with pytest.raises(Killed):
+        small.retrain(model := small.tap(dropout=0.2).train(), killed_at(model, 4), **keep)
+    with fake_device() as device:
+        _, _, log = small.retrain(small.tap(dropout=0.2).train().to(device), **keep)
+    assert [row["iteration"] for row in log] == [1, 2, 3, 4]
+
+
 def shared(batches, count: int, start: int = 0) -> list[list]:
     """The batches that each of `count` processes gets."""
     order = plan(batches)
