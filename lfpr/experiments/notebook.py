@@ -31,11 +31,13 @@ def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[s
     values = read_parameters(notebook, namespace)
     cell = Cell(**{name: value for name, value in values.items() if name in CELL_FIELDS})
     settings = values.pop("settings", None) or {}
-    if not isinstance(settings, Mapping) or (wrong := [name for name in settings if name in values]):
+    if not isinstance(settings, Mapping) or (
+        wrong := [name for name in settings if name in OPENING or values.get(name) is not None]
+    ):
         what = f"{wrong[0]} is a parameter of its own" if isinstance(settings, Mapping) else "must be a mapping"
         raise ValueError(f"settings = {settings!r}: {what}; settings are such as {{lr: 1.0e-5}}")
-    others = {name: value for name, value in values.items() if name not in {*OPENING, *CELL_FIELDS, *own}}
-    experiment = open_experiment(**{name: values[name] for name in OPENING if name in values}, **settings, **others)
+    settings = {name: values[name] for name in values if name not in {*OPENING, *CELL_FIELDS, *own}} | settings
+    experiment = open_experiment(**{name: values[name] for name in OPENING if name in values}, **settings)
     cell = experiment.cell(cell)
     print(experiment)
     if "method" in values:

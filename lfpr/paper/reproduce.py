@@ -82,10 +82,11 @@ def _scores(folder: str | Path) -> pd.Series:
 
 def _name(row) -> str:
     """Such as "tap12-textvqa label-free 0.4, seed 1, retrained"."""
-    place = f"{row.constraint:g}" if pd.notna(row.constraint) else f"percentile {row.percentile:g}"
+    searched = {"": row.constraint, "percentile ": row.percentile}
+    place = "".join(f" {label}{value:g}" for label, value in searched.items() if pd.notna(value))
     options = [f"seed {row.seed}"] * (row.seed > 0) + [row.variant] * bool(row.variant)
     options += ["retrained"] * bool(row.retrained) + [f"profile {row.profile}"] * (row.profile != "mini")
-    return ", ".join([f"{row.experiment} {row.method} {place}", *options])
+    return ", ".join([f"{row.experiment} {row.method}{place}", *options])
 
 
 def update(new: str | Path, committed: str | Path, readme: str | Path) -> list[Path]:

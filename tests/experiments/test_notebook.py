@@ -38,6 +38,10 @@ def test_any_setting_of_the_profile_goes_through_one_mapping(tmp_path, capsys):
     assert (exp.settings.on_error, exp.settings.rest.lr, exp.settings.shortlists) == ("skip", 2e-5, (8, 4))
     printed = shlex.split(capsys.readouterr().out.splitlines()[0])
     assert printed[printed.index("-y") + 1] == '{"settings": {"on_error": "skip", "lr": 2e-05, "shortlists": [8, 4]}}'
+    exp, cell = head(tmp_path, settings={"num_samples": 7})  # what a cell leaves to the profile
+    assert exp.settings.num_samples == cell.num_samples == 7
+    with pytest.raises(ValueError, match="num_samples is a parameter of its own"):
+        head(tmp_path, settings={"num_samples": 7}, num_samples=8)
     exp, _ = head(tmp_path, settings=None, device="cpu")
     assert exp.device.type == "cpu" and exp.settings == open_experiment(runs=tmp_path).settings
 
@@ -48,7 +52,8 @@ def test_any_setting_of_the_profile_goes_through_one_mapping(tmp_path, capsys):
         ({"on_error": "skip"}, "unknown setting 'on_error' of tap-textvqa: there are .*'lr'"),
         ({"lrr": 1}, "unknown setting 'lrr' of tap-textvqa: did you mean lr"),
         ({"lr": "1e-5"}, "lr = '1e-5': must be of type float"),  # as YAML reads it
-        ({"constraint": 0.4}, "constraint is a parameter of its own"),
+        ({"profile": "full"}, "profile is a parameter of its own"),
+        ({"constraint": 0.4}, "unknown setting 'constraint'"),
         ("lr", "settings = 'lr': must be a mapping"),
     ],
 )
