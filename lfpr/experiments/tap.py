@@ -264,10 +264,15 @@ class TAPTask(Task):
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """Hashes of files, how words become vectors, which questions are scored, lengths that are not the profile's."""
+        """Hashes of files, how words become numbers, which questions are scored, lengths that are not the profile's."""
         sizes, own = self.settings.sizes, self.default_settings(self.spec, self.profile).sizes
         imdbs = {split: file_hash(self._file(split, "imdb")) for split in ("train", "val")}
-        options = {"word_vectors": self.settings.word_vectors} if self.profile == "full" else {}
+        options = {}
+        if self.profile == "full":  # mini's are made with its questions
+            vectors = self.settings.word_vectors
+            kinds = ["answers", "pieces", "names", *(["vectors"] if vectors == "fasttext" else [])]
+            words = fingerprint([file_hash(self._file("train", kind)) for kind in kinds])
+            options = {"word_vectors": vectors, "words": words}
         options |= {"num_eval": self.settings.num_eval} if self.settings.num_eval else {}
         options |= {} if sizes == own else {"sizes": asdict(sizes)}
         return {"checkpoint": file_hash(self.checkpoint)} | imdbs | options

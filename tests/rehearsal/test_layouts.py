@@ -164,6 +164,23 @@ def test_everything_missing_is_named_at_once(tmp_path):
         lfpr.open_experiment("tap12-textvqa", "full", tmp_path / "runs", tmp_path, given).prune()
 
 
+def test_another_file_of_words_is_another_input(tmp_path):
+    write_tap_files(tmp_path, "textvqa", QUESTIONS)
+    given = touch(tmp_path / "given.ckpt")
+
+    def inputs(word_vectors):
+        options = {"checkpoint": given, "word_vectors": word_vectors}
+        return lfpr.open_experiment("tap-textvqa", "full", tmp_path / "runs", tmp_path, **options).task.inputs
+
+    before = inputs("fasttext"), inputs("hashed")
+    for kind in ("answers", "pieces", "names", "vectors"):
+        path = Files(tmp_path, "textvqa", "train")[kind]
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"x")
+        assert inputs("fasttext") != before[0] and (inputs("hashed") == before[1]) == (kind == "vectors"), kind
+        path.write_bytes(whole)
+
+
 def test_images_that_are_nowhere_are_named_with_all_places(tmp_path):
     write_coco_files(tmp_path, {"train": 2, "val": 1})
     (tmp_path / "val2017").rename(tmp_path / "away")
@@ -171,7 +188,8 @@ def test_images_that_are_nowhere_are_named_with_all_places(tmp_path):
     task = lfpr.open_experiment("clip-mscoco", "full", tmp_path / "runs", tmp_path).task
     assert [row.what for row in task.locate() if not row.path] == ["COCO's val images"]
     assert task.require_files() is None  # they are needed for scores alone
-    assert task.check("val")["bad"] == 1
+    report = task.check("val")
+    assert report["bad"] == 0 and "nothing is scored: there are no COCO's val images" in report["first_bad"]
     (tmp_path / "annotations").rename(tmp_path / "kept")
     with pytest.raises(FileNotFoundError, match="(?s)train captions.*files or folders: 1;"):
         _ = task.inputs
