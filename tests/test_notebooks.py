@@ -101,6 +101,14 @@ def test_nothing_that_is_shown_alone_is_needed_later():
             assert not used & (elsewhere - here), f"{path.stem}: {sorted(used & (elsewhere - here))}"
 
 
+def test_what_does_not_fit_in_memory_waits_beside_the_stage():
+    """The system's place for temporary files may be memory itself; rescaling on 8,192 images writes 10 GB."""
+    source = "\n".join(cell.source for cell in code_cells(ROOT / "notebooks" / "03_prune.ipynb"))
+    calls = [node for node in ast.walk(ast.parse(re.sub(r"(?m)^%.*", "", source))) if isinstance(node, ast.Call)]
+    fits = [ast.unparse(node) for node in calls if ast.unparse(node.func) in ("exp.rescaled", "lfpr.rescale")]
+    assert len(fits) == 2 and all("run.folder" in fit for fit in fits)
+
+
 def test_models_are_loaded_where_the_experiment_is():
     for path in NOTEBOOKS:
         source = "\n".join(cell.source for cell in code_cells(path))

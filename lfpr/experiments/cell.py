@@ -111,7 +111,9 @@ class Cell:
     def name(self) -> str:
         """For file names: such as "label-free-0.4-seed0" or "fisher-0.8-seed0-rescaled=True"."""
         budget = f"p{self.percentile:g}" if self.constraint is None and self.percentile is not None else self.constraint
-        options = self.options | ({} if self.masks is None else {"masks": "_".join(Path(self.masks).parts[-4:])})
+        options = self.options
+        if self.masks is not None:
+            options |= {"masks": "_".join(Path(self.masks.strip("/")).parts[-4:])}
         parts = [self.method or "own", *([budget] if self.heuristic != "none" else []), f"seed{self.seed}"]
         return "-".join(map(str, parts + [f"{name}={value}" for name, value in sorted(options.items())]))
 

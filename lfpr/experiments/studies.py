@@ -128,7 +128,8 @@ def solvers(experiment: Experiment, cell: Cell | None = None) -> Stage:
     def build(folder: Path) -> dict:
         masks = experiment.searched(cell)
         variants = {"none": masks}
-        variants |= {name: experiment.rescale(masks, cell.seed, **options) for name, options in SOLVERS.items()}
+        for name, options in SOLVERS.items():
+            variants[name] = experiment.rescale(masks, cell.seed, folder=folder, **options)
         for name, variant in variants.items():
             variant.save(folder / f"{name}.safetensors")
         return {name: scale_range(variant) | task.evaluate_masked(variant) for name, variant in variants.items()}

@@ -116,6 +116,7 @@ def test_masks_need_no_search():
     given = Cell(masks="outputs/openai/clip-vit-base-patch16/mscoco/0.75/seed_1")
     assert given.method == "given" and given.heuristic == "none"
     assert given.name == "given-seed0-masks=clip-vit-base-patch16_mscoco_0.75_seed_1"
+    assert Cell(masks="/my/masks/").name == "given-seed0-masks=my_masks"  # of a file, not of a folder
     resolved = given.resolved(CLIP, ("fisher",))
     assert (resolved.constraint, resolved.rearranged, resolved.rescaled) == (None, False, False)
     assert given.resolved(SPECS["tap-textvqa"], ()).masks == given.masks
