@@ -1,6 +1,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
-JOBS ?= $(shell env -u OMP_NUM_THREADS nproc)
+GPUS := $(if $(filter cpu,$(DEVICE)),,$(shell nvidia-smi -L 2>/dev/null))
+JOBS ?= $(if $(GPUS),2,$(shell env -u OMP_NUM_THREADS nproc))
 GRID ?= $(if $(FULL),published,default)
 DATA ?=
 DEVICE ?=
@@ -32,7 +33,7 @@ paper: setup ## the grid, every table and figure into runs/paper, and how far th
 ## DRY=1: what would be run, and about how long; OUT=FOLDER: tables and figures elsewhere
 ## UPDATE=1: the new tables and figures become the committed ones, in paper_figures/ and the README
 ## DEVICE=cpu, cuda, cuda:1: where models run; by default on a GPU if there is one
-## JOBS=N: at once; PROFILE=workflow/profiles/slurm: another Snakemake profile
+## JOBS=N: at once, by default 2 with a GPU, else one a core; PROFILE=workflow/profiles/slurm: another Snakemake profile
 	$(if $(DRY),$(PY) -m lfpr plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS) $(if $(DATA),--data '$(DATA)'))
 	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --profile $(PROFILE) --cores $(JOBS) \
 		$(if $(DRY),--dry-run) --config grid=$(GRID) out='$(OUT)' $(if $(DATA),data='$(DATA)') $(if $(DEVICE),device=$(DEVICE))

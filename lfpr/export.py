@@ -106,13 +106,13 @@ def _difference(path: Path, model: nn.Module, batch: Mapping[str, Tensor], atol:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     expected = _run(model, batch)
-    found = session.run(list(expected), {name: x.numpy() for name, x in batch.items()})
+    found = session.run(list(expected), {name: x.cpu().numpy() for name, x in batch.items()})
     largest = 0.0
     for (name, wanted), array in zip(expected.items(), found, strict=True):
         if wanted.shape != array.shape:
             message = f"{name}: shapes {tuple(wanted.shape)} (torch) and {array.shape} (onnxruntime)"
             raise NotEquivalent(message, float("inf"))
-        difference = (wanted.double() - torch.from_numpy(array).double()).abs().max().item()
+        difference = (wanted.cpu().double() - torch.from_numpy(array).double()).abs().max().item()
         if not difference <= atol:  # also when it is NaN
             message = f"{name}: onnxruntime and torch differ by {difference:.3g} > atol = {atol:.3g}"
             raise NotEquivalent(message, difference)

@@ -168,6 +168,9 @@ def _clear(folder: str) -> None:
         sys.modules["matplotlib.pyplot"].close("all")
         sys.modules["matplotlib"].rc_file_defaults()
     gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.accelerator.is_available():
+        torch.accelerator.empty_cache()  # which other jobs could not use
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps most of what was freed otherwise
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

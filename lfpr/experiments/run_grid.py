@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
 from lfpr.experiments.grid import NOTEBOOKS, STAGES, cells, inputs, load_grid, share, sources
@@ -314,7 +315,8 @@ def main() -> int:
     parser.add_argument("--experiment", required=True, help="one of the grid's experiments")
     parser.add_argument("--job", type=int, help="which share of the cells; all by default")
     parser.add_argument("--stamp", type=Path, help="file to write at the end, if nothing failed")
-    parser.add_argument("--max-memory-mb", type=float, default=1500, help="what a kernel may keep between notebooks")
+    keep = max(1500, psutil.virtual_memory().total / 2**24)  # a sixteenth: models of real files, a GPU's own libraries
+    parser.add_argument("--max-memory-mb", type=float, default=keep, help="what a kernel may keep between notebooks")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended
     experiment, job = arguments.experiment, arguments.job

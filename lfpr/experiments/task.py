@@ -153,7 +153,7 @@ class Task(ABC):
     @property
     def loading(self) -> dict[str, Any]:
         """How loaders read: processes that do it, no more than there are cores, and whether into pinned memory."""
-        workers = min(getattr(self.settings, "workers", 0), os.cpu_count() or 1)
+        workers = min(getattr(self.settings, "workers", 0), len(os.sched_getaffinity(0)))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers' threads do not survive the fork
         return {"workers": workers, "pin_memory": self.device.type == "cuda"}
 

@@ -56,9 +56,13 @@ CLIP_CELLS = [
 """Kinds of cells of the grid `published`, for the grid that 06 draws."""
 PLANS = {
     **{name: {"cells": TAP_CELLS} for name in SPECS if name.startswith("tap")},
-    "clip-mscoco": {"cells": CLIP_CELLS, "settings": {"num_samples": 32, "sensitivity_samples": 2, "rescale_samples": 8, "eval_batch": 2}},
+    "clip-mscoco": {
+        "cells": CLIP_CELLS,
+        "settings": {"num_samples": 32, "sensitivity_samples": 2, "rescale_samples": 8, "eval_batch": 2},
+    },
 }
-"""Experiment -> its plan, beside where its files are; CLIP has fewer samples than the fork draws, and times fewer images."""
+"""Experiment -> its plan, beside where its files are; CLIP has fewer samples than the fork draws, and times fewer
+images at once."""
 
 
 def prepare_tap(name: str, folder: Path, published: bool = False) -> dict[str, str]:
