@@ -106,7 +106,8 @@ def retrain(
 
     checkpoint: a folder. Every `checkpoint_every` iterations and at the end, the main process writes there all that
     training needs to go on. Called again with the same arguments and the model as it was at first, `retrain` goes on
-    from there, with the result of an uninterrupted training (bit for bit on a CPU). Remove the folder when the result is kept.
+    from there, with the result of an uninterrupted training (bit for bit on a CPU). Remove the folder when the result
+    is kept.
 
     score(): a number to log after every `score_every` iterations and the last one, with `model` masked, in
     evaluation mode and on its first device; its time does not count.
