@@ -35,6 +35,7 @@ def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[s
         what = f"{wrong[0]} is a parameter of its own" if isinstance(settings, Mapping) else "must be a mapping"
         raise ValueError(f"settings = {settings!r}: {what}; settings are such as {{lr: 1.0e-5}}")
     others = {name: value for name, value in values.items() if name not in {*OPENING, *CELL_FIELDS, *own}}
+    settings = {str(name): value for name, value in settings.items()}
     experiment = open_experiment(**{name: values[name] for name in OPENING if name in values}, **settings, **others)
     cell = experiment.cell(cell)
     print(experiment)

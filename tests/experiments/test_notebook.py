@@ -47,7 +47,9 @@ def test_any_setting_of_the_profile_goes_through_one_mapping(tmp_path, capsys):
     [
         ({"on_error": "skip"}, "unknown setting 'on_error' of tap-textvqa: there are .*'lr'"),
         ({"lrr": 1}, "unknown setting 'lrr' of tap-textvqa: did you mean lr"),
-        ({"lr": "1e-5"}, "lr = '1e-5': must be of type float"),  # as YAML reads it
+        ({"lr": "1e-5"}, "lr = '1e-5': must be of type float, .*; YAML reads 1e-5 as text, and 1.0e-5 as a number"),
+        ({"eval_precision": False}, "eval_precision = False: must be of type str, such as 'no'; YAML reads .*quote"),
+        ({1: 2}, "unknown setting '1' of tap-textvqa"),
         ({"constraint": 0.4}, "constraint is a parameter of its own"),
         ("lr", "settings = 'lr': must be a mapping"),
     ],
