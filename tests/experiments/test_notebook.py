@@ -78,6 +78,25 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path, injected, values, messa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"studies": "scoring"}, r"studies = 'scoring': must be a list of some of \['scoring'\]"),
+        ({"studies": ["scales"]}, r"studies = \['scales'\]: must be a list of some of \['scoring'\]"),
+        ({"submission": True}, "submission = True: must be a file"),
+        ({"submission": "x.json"}, "the profile 'mini' has no test split"),
+        ({"submission": "x.json", "experiment": "clip-mscoco"}, "clip-mscoco: has no test split"),
+        ({"step": 2, "experiment": "clip-mscoco"}, "step = 2: clip-mscoco decodes no steps"),
+        ({"masks": "nowhere", "experiment": "clip-mscoco"}, "masks = 'nowhere': no mask file"),
+    ],
+)
+def test_what_05_would_find_at_its_end_is_said_at_once(tmp_path, values, message):
+    values = declared("05_evaluate") | {"runs": str(tmp_path)} | values
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        from_parameters("05_evaluate", values, own=["studies", "submission"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_lists_are_given_as_yaml():
     assert command("05_evaluate", {"studies": ["scoring"], "seed": 1}) == (
         """papermill 05_evaluate.ipynb OUT.ipynb -y '{"studies": ["scoring"]}' -p seed 1"""
