@@ -24,6 +24,13 @@ def check_choice(name: str, value: object, allowed: Collection) -> None:
         raise ValueError(f"{name} = {value!r}: must be one of {list(allowed)}")
 
 
+def check_least(owner: object, least: float, *names: str) -> None:
+    """Raise `ValueError` for the first of an object's attributes `names` that is not at least `least`."""
+    for name in names:
+        if not getattr(owner, name) >= least:
+            raise ValueError(f"{name} = {getattr(owner, name)}: must be at least {least}")
+
+
 def check_constraint(constraint: float) -> None:
     """Raise `ValueError` unless the constraint, a fraction of the full cost, is in (0, 1]."""
     if not 0 < constraint <= 1:

@@ -42,6 +42,12 @@ __all__ = [
 EXPERIMENTS = tuple(SPECS)
 PROFILES = ("mini", "full")
 
+HINTS = {
+    (str, float): "; YAML reads 1e-5 as text, and 1.0e-5 as a number",
+    (bool, str): "; YAML reads yes and no as True and False: quote them",
+}
+"""Types of a setting's value and of its default -> what may have gone wrong on the way from the shell."""
+
 _opened: dict[tuple, Task] = {}
 """The last task that was opened, in the kernel of a grid's notebooks: model and data are read once for all of them."""
 
@@ -68,6 +74,9 @@ def open_experiment(
     """
     check_choice("experiment", experiment, EXPERIMENTS)
     check_choice("profile", profile, PROFILES)
+    for name, path in (("runs", runs), ("data_root", data_root), ("checkpoint", checkpoint)):
+        if not isinstance(path, str | Path | None):
+            raise ValueError(f"{name} = {path!r}: must be a path")
     data_root, checkpoint = data_root or None, checkpoint or None
     if profile == "full" and not data_root:
         raise ValueError(f"profile = 'full' needs data_root (found {data_root!r}), see data/README.md")
@@ -103,7 +112,7 @@ def override(settings: Any, values: Mapping[str, Any], experiment: str) -> Any:
     changed: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in known:
-            near = nearest(name, known)
+            near = nearest(str(name), known)
             raise ValueError(f"unknown setting {name!r} of {experiment}: {near}there are {sorted(known)}")
         if isinstance(known[name], tuple) and isinstance(value, list):  # YAML has no tuples
             value = tuple(value)
@@ -123,7 +132,8 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     else:
         fits = type(value) is type(default)
     if not fits:
-        raise ValueError(f"{name} = {value!r}: must be of type {type(default).__name__}, such as {default!r}")
+        hint = HINTS.get((type(value), type(default)), "")
+        raise ValueError(f"{name} = {value!r}: must be of type {type(default).__name__}, such as {default!r}{hint}")
 
 
 def _runs(runs: str | Path | None) -> Path:

@@ -68,6 +68,8 @@ class Cell:
         least_of = {"seed": 0, "num_samples": 1, "step": 0, "last_layers": 0, "heads_removed": 1}
         for name, least in least_of.items():
             self._number(name, f"a whole number of at least {least}", lambda v, n=least: v >= n and v == int(v))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(getattr(self, name)))  # 22.0 is another cell than 22, and no index
         if not isinstance(self.rearranged, bool | None):
             raise ValueError(f"rearranged = {self.rearranged!r}: must be True, False or None")
         if not isinstance(self.rescaled, bool | None) and self.rescaled != "released":

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lfpr.budget import check_choice
+from lfpr.budget import check_choice, check_least
 from lfpr.clip import coco
 from lfpr.clip.distil import distillation_loss, extra, loader
 from lfpr.clip.objectives import CAPTION, Attached, Batch, contrastive, image_features, label_free, text_features
@@ -102,9 +102,11 @@ class CLIPSettings:
         check_choice("on_error", self.on_error, coco.ON_ERROR)
         check_choice("eval_precision", self.eval_precision, RUNNING)
         sizes = ("num_samples", "score_batch", "rescale_samples", "rescale_batch", "retrain_batch", "eval_batch")
-        for name in (*sizes, "shortlist", "sensitivity_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        check_least(self, 1, *sizes, "shortlist", "sensitivity_samples", "checkpoint_every")
+        counts = ("num_eval", "retrain_images", "sensitivity_seed", "train_images", "val_images", "workers")
+        check_least(self, 0, *counts, "ridge")
+        if not isinstance(self.first_level, str | None):
+            raise ValueError(f"first_level = {self.first_level!r}: must be a folder or hub id")
         if not self.retrain_passes > 0:
             raise ValueError(f"retrain_passes = {self.retrain_passes}: must be above 0")
         if not 0 <= self.reranked <= 1:
@@ -158,6 +160,7 @@ class CLIPTask(Task):
             workers=4,
         ),
     }
+    rendered = True
     shared = ("model", "processor")
 
     def _set_up(self, runs: Path, data_root, checkpoint) -> None:

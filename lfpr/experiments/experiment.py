@@ -124,8 +124,16 @@ class Experiment:
         return key | (self.task.fitting if cell.rescaled is True else {}) | self.task.evaluation
 
     def _retrain_key(self, cell: Cell) -> dict[str, Any]:
+        if (cell.last_layers or 0) > self.encoder.num_layers:
+            layers = self.encoder.num_layers
+            raise ValueError(f"last_layers = {cell.last_layers}: the encoder has only {layers} layers")
         amounts, settings = self.task.amounts(cell)
         return self._prune_key(cell) | amounts | {"trained": cell.trained, "rest": asdict(settings)}
+
+    def check(self, cell: Cell | None = None) -> None:
+        """Raises what stages of a cell would raise for its fields, or for settings that name files, before any work."""
+        cell = self.cell(cell)
+        _ = self._retrain_key(cell) if self.spec.ways else self._prune_key(cell)
 
     def _key(self, name: str, cell: Cell) -> dict[str, Any]:
         keys = {"prune": self._prune_key, "retrain": self._retrain_key, "speed": self._retrain_key}

@@ -168,8 +168,11 @@ def _given(experiment: Experiment, cell: Cell) -> Masks:
 
 
 def _fitting(experiment: Experiment, cell: Cell) -> Cell:
-    """The cell. Raises as `load_masks` for files that are missing, broken or of another model."""
-    _given(experiment, cell)
+    """The cell. Raises as `load_masks`, naming the field, for files that are missing, broken or of another model."""
+    try:
+        _given(experiment, cell)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"masks = {cell.masks!r}: {error}") from error
     return cell
 
 

@@ -36,13 +36,28 @@ def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[s
     ):
         what = f"{wrong[0]} is a parameter of its own" if isinstance(settings, Mapping) else "must be a mapping"
         raise ValueError(f"settings = {settings!r}: {what}; settings are such as {{lr: 1.0e-5}}")
+    settings = {str(name): value for name, value in settings.items()}
     settings = {name: values[name] for name in values if name not in {*OPENING, *CELL_FIELDS, *own}} | settings
     experiment = open_experiment(**{name: values[name] for name in OPENING if name in values}, **settings)
     cell = experiment.cell(cell)
+    _check_own(experiment, values)
+    if any(name in values for name in CELL_FIELDS):
+        experiment.check(cell)
     print(experiment)
     if "method" in values:
         print(f"cell: {', '.join(f'{name} {value}' for name, value in asdict(cell).items() if value is not None)}")
     return experiment, cell
+
+
+def _check_own(experiment: Experiment, values: Mapping[str, Any]) -> None:
+    """Raises ValueError or FileNotFoundError for what 05 would find at its end."""
+    studies, submission = values.get("studies") or [], values.get("submission")
+    if not isinstance(studies, list | tuple) or set(studies) - set(experiment.spec.studies):
+        raise ValueError(f"studies = {studies!r}: must be a list of some of {list(experiment.spec.studies)}")
+    if submission is not None:
+        if not isinstance(submission, str) or not submission:
+            raise ValueError(f"submission = {submission!r}: must be a file, such as answers.json")
+        experiment.task.require_test()
 
 
 def read_parameters(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:

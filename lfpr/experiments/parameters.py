@@ -62,11 +62,11 @@ def check_names(notebook: str, names: Iterable[str], allowed: Iterable[str]) -> 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
     """Raise ValueError for a parameter that the notebook does not declare, and for a value of another kind than its
-    default, or that no cell and no experiment has."""
+    default (None is what each says of it), or that no cell and no experiment has."""
     defaults = declared(notebook)
     check_names(notebook.stem, parameters, defaults)
     for name, value in parameters.items():
-        if defaults[name] is not None and _kind(value) is not _kind(defaults[name]):
+        if None not in (value, defaults[name]) and _kind(value) is not _kind(defaults[name]):
             kind = KINDS.get(_kind(defaults[name]), _kind(defaults[name]).__name__)
             raise ValueError(f"{name} = {value!r}: must be {kind}, such as {defaults[name]!r}")
     Cell(**{name: value for name, value in parameters.items() if name in CELL_FIELDS})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfpr.budget import check_choice
+from lfpr.budget import check_choice, check_least
 from lfpr.cost import ParameterCost
 from lfpr.device import RUNNING, OnDevice
 from lfpr.encoder import prunable
@@ -108,10 +108,11 @@ class TAPSettings:
         check_choice("labels", self.labels, WHOSE)
         check_choice("targets", self.targets, ("spelled", "decoded"))
         check_choice("mixed_precision", self.mixed_precision, PRECISIONS)
+        if not isinstance(self.scores, str | Path | None):
+            raise ValueError(f"scores = {self.scores!r}: must be a folder")
         sizes = ("score_batch", "retrain_batch", "eval_batch", "num_samples", "rescale_samples", "checkpoint_every")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        check_least(self, 1, *sizes)
+        check_least(self, 0, "num_eval", "score_every", "train_images", "val_images", "workers")
 
 
 MINI_SIZES = InputSizes(
@@ -150,6 +151,7 @@ class TAPTask(Task):
             targets="spelled",
         ),
     }
+    rendered = True
     shared = ("model", "embed", "_images", "_steps")
     bound = ("sizes", "word_vectors", "train_images", "val_images")
 
@@ -315,7 +317,10 @@ class TAPTask(Task):
 
     def sampling(self, cell: Cell) -> dict[str, Any]:
         """Number of questions, batch, scoring and, if it is set, the decoding step; hashes of released files that are
-        used."""
+        used. Raises ValueError for a step that is not decoded, DataError for `settings.scores` that do not fit."""
+        steps = self.settings.sizes.decoding_steps
+        if cell.step is not None and cell.step >= steps:
+            raise ValueError(f"step = {cell.step}: must be in 0 … {steps - 1}")
         batch = self.settings.score_batch if cell.scoring == "per-sample" else scoring.BATCH
         found = {"num_samples": cell.num_samples, "batch": batch, "scoring": cell.scoring, "step": cell.step}
         if self._scored(cell):
@@ -553,6 +558,13 @@ class TAPTask(Task):
         write_rrc(path, answers, test)
         write_evalai(beside, answers, test)
         return [path, beside]
+
+    def require_test(self) -> None:
+        """Raises FileNotFoundError naming a file of the test questions that is missing; mini has none."""
+        if self.profile == "mini":
+            raise ValueError(f"{self.spec.name}: the profile 'mini' has no test split whose answers could be submitted")
+        for kind in ("imdb", "objects", "ocr"):
+            Files(self.root, self.dataset, "test").locate(kind).found()
 
     # ---- scores
 

@@ -39,6 +39,8 @@ class Task(ABC):
 
     SETTINGS: ClassVar[Mapping[str, Any]]
     """Profile -> settings."""
+    rendered: ClassVar[bool] = False
+    """Whether the data of the profile mini are made."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Names of cached attributes that `with_settings` keeps, unless it changes a setting that they are `bound` to."""
     bound: ClassVar[tuple[str, ...]] = ()
@@ -51,6 +53,8 @@ class Task(ABC):
             kernels.allow_tf32 = False
         self.runs = Runs(runs, spec.name, profile, self.require_files, describe(self.device))
         self._origin = spec, profile, runs, data_root, checkpoint, device
+        if profile == "mini" and data_root and self.rendered:
+            raise ValueError(f"data_root = {data_root}: is of the profile 'full'; profile = 'mini' makes its own data")
         if profile == "full" and not Path(data_root).is_dir():
             raise FileNotFoundError(f"data_root = {data_root}: no such folder (see data/README.md)")
         self._set_up(runs, data_root, checkpoint)
@@ -132,7 +136,8 @@ class Task(ABC):
 
     @abstractmethod
     def sampling(self, cell: Cell) -> dict[str, Any]:
-        """What the importance of a cell depends on, beside its method and seed."""
+        """What the importance of a cell depends on, beside its method and seed. Raises ValueError for a field that the
+        task has no such value of."""
 
     @property
     def fitting(self) -> dict[str, Any]:
@@ -264,8 +269,13 @@ class Task(ABC):
         return []
 
     def submit(self, model: nn.Module, path: str | Path) -> list[Path]:
-        """Write a model's answers to the test split into files to upload, `path` first. Raises ValueError for an
-        experiment that has none, as by default."""
+        """Write a model's answers to the test split into files to upload, `path` first. Raises as `require_test`."""
+        self.require_test()
+        raise NotImplementedError
+
+    def require_test(self) -> None:
+        """Raises ValueError for an experiment without a test split, as by default, and FileNotFoundError for a file of
+        it that is missing. Comes before any stage whose model is to answer it."""
         raise ValueError(f"{self.spec.name}: has no test split whose answers could be submitted")
 
     @abstractmethod

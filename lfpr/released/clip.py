@@ -82,7 +82,7 @@ def load_clip(path: str | Path, config: CLIPConfig | None = None) -> CLIPModel:
             heads = [len(state[f"{layer}.self_attn.q_proj.weight"]) // encoder.head_dim for layer in layers]
             resize(encoder, heads, [len(state[f"{layer}.mlp.fc1.weight"]) for layer in layers])
         model.load_state_dict({name: value for name, value in state.items() if not name.endswith("position_ids")})
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError, ZeroDivisionError) as error:  # the last of a width below a head's
         raise CheckpointError(f"{path} does not hold a pruned CLIP model of these sizes: {error}") from error
     return model.to(state["visual_projection.weight"].dtype)
 

@@ -36,8 +36,8 @@ def load_masks(
     pruning, a `head_mask_I.pt` alone, all neurons kept, which needs the `encoder`.
 
     Given an encoder, the masks must fit it. Files are read with `weights_only=True`, so they cannot run code. Raises
-    FileNotFoundError, or ValueError if a file does not hold one tensor (or one list of equally long rows), if masks do
-    not fit the encoder, or if there is none for a head mask alone.
+    FileNotFoundError, or ValueError if a file does not hold one tensor (or one list of equally long rows), all of it
+    finite, if masks do not fit the encoder, or if there is none for a head mask alone.
     """
     files = mask_files(path) if neuron_mask is None else [Path(path), Path(neuron_mask)]
     if len(files) == 1 and encoder is None:
@@ -59,7 +59,8 @@ def mask_files(path: str | Path) -> list[Path]:
     files = [path] if path.is_file() else [path / name for name in FILES]
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"no mask file {file}")
+            alone = "; a head_mask_I.pt is to be named itself" if [*path.glob("head_mask_*.pt")] else ""
+            raise FileNotFoundError(f"no mask file {file}: a folder has {' and '.join(FILES)}{alone}")
     return files
 
 
@@ -92,4 +93,6 @@ def _read(path: str | Path) -> Tensor:
         value = torch.stack(list(value))
     if not isinstance(value, Tensor):
         raise ValueError(f"{path}: expected a mask tensor, found {type(value).__name__}")
+    if not value.isfinite().all():
+        raise ValueError(f"{path}: NaN or infinite mask values")
     return value.float()

@@ -49,6 +49,13 @@ def test_a_value_out_of_range_or_of_another_kind_is_named(field, value):
         Cell(**{field: value})
 
 
+def test_whole_numbers_are_whole():
+    """As cells of a grid and names of files have them; YAML and papermill may give 22.0."""
+    cell = Cell(heads_removed=22.0, seed=8.0)
+    assert cell.name == Cell(heads_removed=22, seed=8).name == "sensitivity-seed8-heads_removed=22"
+    assert isinstance(Cell(num_samples=3000.0).num_samples, int)
+
+
 def test_a_constraint_or_a_percentile():
     with pytest.raises(ValueError, match="constraint = 0.4, percentile = 50: give one of them"):
         Cell(constraint=0.4, percentile=50)

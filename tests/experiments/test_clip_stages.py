@@ -343,7 +343,7 @@ def test_given_masks_are_taken_as_they_are(clip, tmp_path):
     lfpr.released.save_masks(masks, tmp_path)
     assert clip.prune(Cell(masks=str(tmp_path))).folder != stage.folder  # other files
     assert clip.retrain(Cell(masks=str(tmp_path))).result["heads"] == [3, 3]
-    with pytest.raises(FileNotFoundError, match="no mask file .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="masks = .*nowhere.*: no mask file .*nowhere"):
         clip.prune(Cell(masks=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match=r"masks of heads \(12, 12\) and neurons \(12, 3072\), the model has"):
         clip.prune(Cell(masks="data/published/clip-masks/clip-vit-base-patch16_0.4_seed_1"))  # of the checkout

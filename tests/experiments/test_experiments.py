@@ -133,6 +133,8 @@ def test_pseudo_labels_are_the_unpruned_models_answers(tap):
         ({"experiment": "tap-vizwiz"}, r"experiment = 'tap-vizwiz': must be one of \['tap-textvqa'"),
         ({"profile": "tiny"}, r"profile = 'tiny': must be one of \['mini', 'full'\]"),
         ({"profile": "full"}, "profile = 'full' needs data_root .found None."),
+        ({"profile": "full", "data_root": 2017}, "data_root = 2017: must be a path"),
+        ({"checkpoint": ["a"]}, r"checkpoint = \['a'\]: must be a path"),
         ({"num_sample": 3}, r"unknown setting 'num_sample' of tap-textvqa: did you mean num_samples"),
         ({"num_samples": 0}, "num_samples = 0: must be at least 1"),
         ({"word_vectors": "glove"}, "word_vectors = 'glove'"),

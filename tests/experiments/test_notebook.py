@@ -51,9 +51,11 @@ def test_any_setting_of_the_profile_goes_through_one_mapping(tmp_path, capsys):
     [
         ({"on_error": "skip"}, "unknown setting 'on_error' of tap-textvqa: there are .*'lr'"),
         ({"lrr": 1}, "unknown setting 'lrr' of tap-textvqa: did you mean lr"),
-        ({"lr": "1e-5"}, "lr = '1e-5': must be of type float"),  # as YAML reads it
         ({"profile": "full"}, "profile is a parameter of its own"),
         ({"constraint": 0.4}, "unknown setting 'constraint'"),
+        ({"lr": "1e-5"}, "lr = '1e-5': must be of type float, .*; YAML reads 1e-5 as text, and 1.0e-5 as a number"),
+        ({"eval_precision": False}, "eval_precision = False: must be of type str, such as 'no'; YAML reads .*quote"),
+        ({1: 2}, "unknown setting '1' of tap-textvqa"),
         ("lr", "settings = 'lr': must be a mapping"),
     ],
 )
@@ -78,6 +80,25 @@ def test_wrong_settings_are_said_before_any_work(tmp_path, settings, message):
 def test_what_is_wrong_is_said_before_any_work(tmp_path, injected, values, message):
     with pytest.raises(ValueError, match=message):
         head(tmp_path, injected, **values)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"studies": "scoring"}, r"studies = 'scoring': must be a list of some of \['scoring'\]"),
+        ({"studies": ["scales"]}, r"studies = \['scales'\]: must be a list of some of \['scoring'\]"),
+        ({"submission": True}, "submission = True: must be a file"),
+        ({"submission": "x.json"}, "the profile 'mini' has no test split"),
+        ({"submission": "x.json", "experiment": "clip-mscoco"}, "clip-mscoco: has no test split"),
+        ({"step": 2, "experiment": "clip-mscoco"}, "step = 2: clip-mscoco decodes no steps"),
+        ({"masks": "nowhere", "experiment": "clip-mscoco"}, "masks = 'nowhere': no mask file"),
+    ],
+)
+def test_what_05_would_find_at_its_end_is_said_at_once(tmp_path, values, message):
+    values = declared("05_evaluate") | {"runs": str(tmp_path)} | values
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        from_parameters("05_evaluate", values, own=["studies", "submission"])
     assert not list(tmp_path.iterdir())
 
 

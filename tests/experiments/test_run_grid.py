@@ -205,6 +205,7 @@ def test_a_notebook_declares_its_parameters(tmp_path):
     assert (
         source_hash(prune) == source_hash(find_notebook("03_prune", folder)) != source_hash(folder / "04_retrain.ipynb")
     )
+    check_parameters(find_notebook("01_data"), {"limit": None})  # all, as it says
     check_parameters(prune, {"constraint": 0.6, "experiment": "clip-mscoco", "method": None, "studies": ["scales"]})
     with pytest.raises(ValueError, match=r"notebook = '03_pruned': did you mean 03_prune\?"):
         find_notebook("03_pruned", folder)

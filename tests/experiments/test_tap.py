@@ -175,7 +175,34 @@ def test_submitting_is_taps(tap, tmp_path, monkeypatch):
         other.submit(None, tmp_path / "answers.json")
 
 
-def test_settings_are_checked():
+def test_what_ends_at_its_end_is_checked_before(tap, tmp_path, monkeypatch):
+    """By the header of a notebook: hours before 04 retrains or 05 submits."""
+    monkeypatch.setattr("lfpr.experiments.runs.Run", None)  # no stage begins
+    for fields, message in (
+        ({"last_layers": 5}, "last_layers = 5: the encoder has only 4 layers"),
+        ({"step": 12}, "step = 12: must be in 0 … 11"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tap.check(Cell(**fields))
+    with pytest.raises(DataError, match="nowhere/head_grads.npy"):
+        tap.with_settings(scores=tmp_path / "nowhere").check()
+    with pytest.raises(FileNotFoundError, match="TAP_predicted_labels/train_pred_73pct.npy is missing"):
+        tap.with_settings(labels="released").check()
+    assert tap.check() is None
+    with pytest.raises(ValueError, match="the profile 'mini' has no test split"):
+        tap.task.require_test()
+
+
+def test_settings_are_checked(tmp_path):
+    for name, value in (("num_eval", -5), ("workers", -1), ("score_every", -1), ("checkpoint_every", 0)):
+        with pytest.raises(ValueError, match=rf"{name} = {value}: must be at least [01]"):
+            open_experiment("tap-textvqa", **{name: value})
+    with pytest.raises(ValueError, match="scores = 5: must be a folder"):
+        open_experiment("tap-textvqa", scores=5)
+    for name in ("tap-textvqa", "clip-mscoco"):  # a profile forgotten is no wish for other data
+        with pytest.raises(ValueError, match=r"data_root = .*/mine: is of the profile 'full'"):
+            open_experiment(name, runs=tmp_path, data_root=tmp_path / "mine")
+    assert not list(tmp_path.iterdir())
     for name in ("sample_set", "labels", "targets"):
         with pytest.raises(ValueError, match=rf"{name} = 'mine': must be one of"):
             open_experiment("tap-textvqa", **{name: "mine"})

@@ -128,6 +128,7 @@ def test_stages_run_on_the_profile_full(files, tmp_path):
     answers = predict(model, test, 2)  # the last batch is one question about an image without OCR tokens
     assert [entry["question_id"] for entry in evalai(answers, test)] == [0, 1, 2]
     assert exp.task.predict(model, test) == answers
+    assert exp.task.require_test() is None
     rrc, to_evalai = exp.task.submit(model, tmp_path / "test.json")
     assert to_evalai.name == "test_evalai.json" and json.loads(to_evalai.read_text()) == evalai(answers, test)
     assert [set(entry) for entry in json.loads(rrc.read_text())] == [{"question_id", "answer"}] * 3

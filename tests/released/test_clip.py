@@ -131,6 +131,8 @@ def test_other_files_are_refused(pruned, tmp_path):
         with pytest.raises(CheckpointError, match=r"clip\.pt is not a complete module"):
             released.load_clip(path)
     released.save_clip(pruned, path)
+    with pytest.raises(CheckpointError, match="does not hold a pruned CLIP model of these sizes"):
+        released.load_clip(path)  # narrower than a head of 64, so a config is needed
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(CheckpointError, match="is not a complete module"):
         released.load_clip(path)

@@ -32,6 +32,8 @@ def test_a_head_mask_of_sensitivity_pruning_leaves_all_neurons(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["head_mask_2.pt"]
     assert torch.equal(torch.load(tmp_path / "head_mask_2.pt", weights_only=True), masks.heads)  # a plain tensor
     assert released.load_masks(tmp_path / "head_mask_2.pt", encoder=encoder).equal(masks)
+    with pytest.raises(FileNotFoundError, match=r"a folder has head_mask\.pt and .*; a head_mask_I\.pt is to be named"):
+        released.load_masks(tmp_path, encoder=encoder)
     with pytest.raises(ValueError, match="is a head mask alone: give the neuron mask, or the encoder"):
         released.load_masks(tmp_path / "head_mask_2.pt")
     released.save_masks(masks, tmp_path)
@@ -59,6 +61,9 @@ def test_bad_mask_files_are_refused(tmp_path):
         released.load_masks(cut, cut)
     torch.save({"a": 1}, cut)
     with pytest.raises(ValueError, match="expected a mask tensor, found dict"):
+        released.load_masks(cut, cut)
+    torch.save(torch.tensor([[1.0, torch.nan]]), cut)
+    with pytest.raises(ValueError, match="NaN or infinite mask values"):
         released.load_masks(cut, cut)
     torch.save([torch.ones(2), torch.ones(3)], cut)
     with pytest.raises(ValueError, match="rows of different lengths"):
