@@ -58,7 +58,7 @@ def save_clip(model: CLIPModel, path: str | Path) -> None:
 
     The pickle names the classes of the installed transformers, which is newer than the fork's.
     """
-    model = copy.deepcopy(model).cpu()
+    model = model if model.device.type == "cpu" else copy.deepcopy(model).cpu()
     write_whole(path, lambda partial: torch.save(model, partial))
 
 
