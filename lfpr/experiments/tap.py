@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -237,10 +237,13 @@ class TAPTask(Task):
                 mmt_layers=self.spec.arguments["mmt_layers"],
                 text_vocab_size=shape["text_bert.embeddings.word_embeddings.weight"][0],
                 num_answers=shape["classifier.module.weight"][0],
+                question_tokens=sizes.question_tokens,
                 hidden_size=shape["classifier.module.weight"][1],
                 intermediate_size=shape["mmt.encoder.layer.0.intermediate.dense.weight"][0],
                 feature_size=sizes.feature_size,
                 num_ocr=sizes.num_ocr,
+                fasttext_size=sizes.fasttext_size,
+                decoding_steps=sizes.decoding_steps,
                 bos_index=vocab.bos,
                 eos_index=vocab.eos,
             )
@@ -265,10 +268,12 @@ class TAPTask(Task):
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """Hashes of files, how words become vectors, which questions are scored."""
+        """Hashes of files, how words become vectors, which questions are scored; sizes other than the profile's."""
         imdbs = {split: file_hash(self._file(split, "imdb")) for split in ("train", "val")}
         options = {"word_vectors": self.settings.word_vectors} if self.profile == "full" else {}
         options |= {"num_eval": self.settings.num_eval} if self.settings.num_eval else {}
+        if (sizes := self.settings.sizes) != self.SETTINGS[self.profile].sizes:
+            options |= {"sizes": asdict(sizes)}
         return {"checkpoint": file_hash(self.checkpoint)} | imdbs | options
 
     def data(self, split: str, targets: bool = False, **options: Any) -> TAPDataset:
