@@ -11,21 +11,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lfpr.files import CheckpointError
+
+BYTES = 256  # a tokenizer knows each of them, at least
+
 
 class Processor:
     """Inputs of the CLIP model in `model`, a Hugging Face folder or hub id.
 
-    Raises ValueError for image settings other than resizing, a centre crop, rescaling and normalising.
+    Raises ValueError for image settings other than resizing, a centre crop, rescaling and normalising, and
+    CheckpointError for a folder without image settings or without the model's tokenizer, as a cache is whose owner only
+    ever loaded the model.
     """
 
     def __init__(self, model: str | Path) -> None:
         from transformers import CLIPConfig, CLIPTokenizer
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-        self.tokenizer = CLIPTokenizer.from_pretrained(model)
-        positions = CLIPConfig.from_pretrained(model).text_config.max_position_embeddings
-        self.max_length = min(self.tokenizer.model_max_length, positions)
-        settings = CLIPImageProcessorPil.from_pretrained(model)
+        try:
+            self.tokenizer, config = (kind.from_pretrained(model) for kind in (CLIPTokenizer, CLIPConfig))
+            settings = CLIPImageProcessorPil.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"model {model} lacks what says how to read images and captions: {error}") from error
+        if len(self.tokenizer) < BYTES:  # without its files it is made all the same, of two tokens
+            found = f"its tokenizer has {len(self.tokenizer)} tokens"
+            raise CheckpointError(f"model {model}: {found}; it needs tokenizer.json, or vocab.json and merges.txt")
+        self.max_length = min(self.tokenizer.model_max_length, config.text_config.max_position_embeddings)
         needed = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
         off = [name for name in needed if not getattr(settings, name)]
         if off or not settings.size.shortest_edge or settings.size.longest_edge or settings.do_pad:

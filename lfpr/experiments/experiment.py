@@ -128,6 +128,9 @@ class Experiment:
             layers = self.encoder.num_layers
             raise ValueError(f"last_layers = {cell.last_layers}: the encoder has only {layers} layers")
         amounts, settings = self.task.amounts(cell)
+        profile = self.task.default_settings(self.spec, self.profile)
+        own, batch = (getattr(each, "score_batch", None) for each in (profile, self.settings))
+        amounts |= {} if batch == own else {"score_batch": batch}  # the key's batch is that of retraining
         return self._prune_key(cell) | amounts | {"trained": cell.trained, "rest": asdict(settings)}
 
     def check(self, cell: Cell | None = None) -> None:

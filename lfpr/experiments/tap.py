@@ -238,10 +238,13 @@ class TAPTask(Task):
                 mmt_layers=self.spec.arguments["mmt_layers"],
                 text_vocab_size=shape["text_bert.embeddings.word_embeddings.weight"][0],
                 num_answers=shape["classifier.module.weight"][0],
+                question_tokens=sizes.question_tokens,
                 hidden_size=shape["classifier.module.weight"][1],
                 intermediate_size=shape["mmt.encoder.layer.0.intermediate.dense.weight"][0],
                 feature_size=sizes.feature_size,
                 num_ocr=sizes.num_ocr,
+                fasttext_size=sizes.fasttext_size,
+                decoding_steps=sizes.decoding_steps,
                 bos_index=vocab.bos,
                 eos_index=vocab.eos,
             )

@@ -265,6 +265,15 @@ def test_keys_of_stages_stay_what_they_were(clip):
         assert clip._key("prune", clip.cell(Cell(constraint=0.5, rescaled=rescaled))) == expected
 
 
+def test_another_batch_behind_the_importance_is_another_retrained_model(runs, folder):
+    """Both it and the batch of retraining are a batch."""
+    exp = lfpr.open_experiment("clip-mscoco", runs=runs, checkpoint=folder, **SMALL | {"score_batch": 4})
+    own = lfpr.open_experiment("clip-mscoco", runs=runs, checkpoint=folder, **SMALL)
+    cell = own.cell(Cell(constraint=0.5))
+    for name in ("prune", "retrain"):
+        assert exp._key(name, cell) != own._key(name, cell)
+
+
 def test_sensitivity_pruning_is_a_method(clip, monkeypatch):
     stage = clip.prune(Cell("sensitivity", heads_removed=3, seed=8))
     assert stage.result["heads"] in ([1, 4], [4, 1]) and stage.result["neurons"] == [48, 48]

@@ -195,7 +195,11 @@ def test_other_word_vectors_are_other_runs(files, tmp_path):
     with pytest.warns(UserWarning, match="word_vectors = 'hashed': a model trained with FastText scores lower"):
         hashed.task.data("val")
     assert hashed.task.inputs != open_full(files, tmp_path).task.inputs
-    assert open_full(files, tmp_path, num_eval=2).task.inputs != open_full(files, tmp_path).task.inputs
+    own = open_full(files, tmp_path).task.inputs
+    for setting in ({"num_eval": 2}, {"num_ocr": 50}, {"question_tokens": 10}, {"decoding_steps": 6}):
+        other = open_full(files, tmp_path, **setting).task
+        assert other.inputs != own, setting
+        assert all(getattr(other.config, name, value) == value for name, value in setting.items())
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(files, tmp_path):

@@ -15,6 +15,7 @@ import lfpr
 from lfpr.clip import COCOCaptions, Processor, check
 from lfpr.clip.objectives import text_features
 from lfpr.experiments import Cell
+from lfpr.files import CheckpointError
 from lfpr.paper.pictures import clip as pictures
 
 SAMPLES = Path(__file__).parents[1] / "real_samples"
@@ -104,6 +105,19 @@ def test_the_tokenizer_is_the_same_in_parts(root, folder, tmp_path):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     whole, parts = (Processor(place).tokens(texts(root)) for place in (folder, tmp_path))
     assert torch.equal(whole["input_ids"], parts["input_ids"])
+
+
+def test_a_folder_of_the_model_alone_is_refused(folder, tmp_path):
+    """As a cache has it whose owner never read a caption or an image: a tokenizer without files knows two tokens."""
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(CheckpointError, match="its tokenizer has 2 tokens; it needs tokenizer.json"):
+        Processor(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    assert len(Processor(tmp_path).tokenizer) == 49408
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="lacks what says how to read images and captions.*preprocessor_config"):
+        Processor(tmp_path)
 
 
 @pytest.mark.parametrize("end", [END, 2])  # 2: as configurations of 2021 have it, which no tokenizer means
