@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from lfpr.experiments import open_experiment
 from lfpr.experiments.cell import CELL_FIELDS, Cell
 from lfpr.files import shipped
 
@@ -104,6 +103,8 @@ def sources(experiment: str, plan: dict, data: str | Path) -> list[str]:
     """
     checkpoint, files = shipped(experiment), []
     if paths := inputs(plan, data):
+        from lfpr.experiments import open_experiment  # a plan of mini's needs no more than files' names
+
         settings = plan.get("settings", {})
         task = open_experiment(experiment, plan["profile"], runs=data, device="cpu", **paths, **settings).task
         task.require_files()
