@@ -93,6 +93,7 @@ class Grid:
         parameters = shared | inputs(plan, self.data) | parameters
         check_parameters(notebook, parameters)
         folder = self.runs / "notebooks" / self.name / experiment
+        label = label.replace(os.sep, "_")  # of a file, such as that of a submission
         return Step(notebook, parameters, folder / f"{name}{'-' if label else ''}{label}.ipynb")
 
     def made_of(self, step: Step) -> str:
@@ -325,6 +326,10 @@ def main() -> int:
         if experiment not in grid.plans:
             raise ValueError(f"experiment = {experiment!r}: the grid has {list(grid.plans)}")
         steps = grid.steps(experiment, job)
+        if grid.device:
+            from lfpr.device import find_device  # brings in torch
+
+            find_device(grid.device)
         sources(experiment, grid.plans[experiment], grid.data)  # says at once which of the user's files are missing
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
