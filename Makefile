@@ -1,3 +1,6 @@
+# What is given, as the shell gave it ($(value), not $()): as one word of a shell, and as text for Snakemake's YAML.
+sh = '$(subst ','\'',$(1))'
+yaml = '$(subst ','',$(1))'
 PYTHON ?= python3
 PY := .venv/bin/python
 GPUS := $(if $(filter cpu,$(DEVICE)),,$(shell nvidia-smi -L 2>/dev/null))
@@ -34,10 +37,12 @@ paper: setup ## the grid, every table and figure into runs/paper, and how far th
 ## UPDATE=1: the new tables and figures become the committed ones, in paper_figures/ and the README
 ## DEVICE=cpu, cuda, cuda:1: where models run; by default on a GPU if there is one
 ## JOBS=N: at once, by default 2 with a GPU, else one a core; PROFILE=workflow/profiles/slurm: another Snakemake profile
-	$(if $(DRY),$(PY) -m lfpr plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS) $(if $(DATA),--data '$(DATA)'))
-	TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --profile $(PROFILE) --cores $(JOBS) \
-		$(if $(DRY),--dry-run) --config grid=$(GRID) out='$(OUT)' $(if $(DATA),data='$(DATA)') $(if $(DEVICE),device=$(DEVICE))
-	$(if $(DRY)$(FULL),,$(PY) -m lfpr reproduce --committed paper_figures --new '$(OUT)' $(SUBSET) $(UPDATING))
+	$(if $(DRY),$(PY) -m lfpr plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS) $(if $(DATA),--data $(call sh,$(value DATA))))
+	$(if $(DRY),,$(PY) -m lfpr check --remove)
+	$(if $(UPDATE),LFPR_UPDATE=1) TQDM_DISABLE=1 $(PY) -m snakemake --snakefile workflow/Snakefile --profile $(call sh,$(value PROFILE)) --cores $(JOBS) \
+		$(if $(DRY),--dry-run) --config grid=$(GRID) $(call sh,out=$(call yaml,$(value OUT))) \
+		$(if $(DATA),$(call sh,data=$(call yaml,$(value DATA)))) $(if $(DEVICE),device=$(DEVICE))
+	$(if $(DRY)$(FULL),,$(PY) -m lfpr reproduce --committed paper_figures --new $(call sh,$(value OUT)) $(SUBSET) $(UPDATING))
 
 rehearsal: setup ## the notebooks with profile=full on random files of the real sizes
 	$(PY) tests/rehearsal/rehearse.py --out runs/rehearsal
@@ -59,6 +64,7 @@ docs: setup ## the API reference as HTML, in docs/api/
 
 baselines: setup ## train the small models in data/mini/ anew
 	$(PY) -m lfpr.experiments.tap_baselines
+	$(PY) -m lfpr.experiments.sal_baselines
 	$(PY) -m lfpr.experiments.clip_baselines
 
 clean: ## remove what was computed

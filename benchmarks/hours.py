@@ -3,18 +3,20 @@
     python benchmarks/hours.py [--grid published] [--tflops 10] [--rate 200]
 
 Counts the floating-point operations of every stage of the plan at the real sizes (TAP: 170 text, 100 object and 100 OCR
-positions, an upper bound; ViT-B/16: 197 tokens) and divides them by --tflops, what a GPU sustains in float32, and adds
-the reading of questions and images at --rate a second. Not a measurement: `gpu.py` measures the stages on your machine,
-and `python -m lfpr plan` knows what notebooks took once some have run. Prints a Markdown table.
+positions, SaL: 645, upper bounds, and answers of 5 pieces; ViT-B/16: 197 tokens) and divides them by --tflops, what a
+GPU sustains in float32, and adds the reading of questions and images at --rate a second. Not a measurement: `gpu.py`
+measures the stages on your machine, and `python -m lfpr plan` knows what notebooks took once some have run. Prints a
+Markdown table.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lfpr.experiments.cell import Cell
 from lfpr.experiments.grid import cells, load_grid
 from lfpr.experiments.methods import METHODS
-from lfpr.experiments.schedule import SUM, schedule
+from lfpr.experiments.schedule import own_schedule, schedule
 from lfpr.experiments.specs import SPECS
 
 QUESTIONS = {"textvqa": (34_602, 5_000), "stvqa": (23_446, 2_628)}  # training and validation questions
@@ -26,24 +28,42 @@ PASSES = {"released": 5, "batched": 4, "per-sample": 4}
 
 def tap(name: str, plan: dict) -> tuple[float, float]:
     """Floating-point operations, and questions read."""
-    train, val = QUESTIONS[SPECS[name].arguments["dataset"]]
     text, layers = (SPECS[name].arguments[key] for key in ("text_layers", "mmt_layers"))
     before = 2 * (170 * text * LAYER + 200 * (2048**2 + 768 * 2500))
     mmt = 2 * layers * 382 * (LAYER + 382 * 768 * 2)
+    percent = lambda cell, kept: schedule(name, cell.constraint, cell.percentile)[0]  # noqa: E731
+    return questions(name, plan, before, mmt, "released", percent)
+
+
+def sal(name: str, plan: dict) -> tuple[float, float]:
+    """As `tap`: a T5 of 12 and 12 layers, whose decoder also keeps keys and values of the encoder's outputs."""
+    before = 2 * 600 * 2048 * 768
+    encoder = 12 * 645 * (LAYER + 645 * 768 * 2 + 2 * 768**2)
+    decoder = 5 * (12 * (LAYER + 2 * 768**2 + 645 * 768 * 2) + 768 * 32128)
+    percent = lambda cell, kept: own_schedule(12, kept)[0]  # noqa: E731
+    return questions(name, plan, before, 2 * (encoder + decoder), "per-sample", percent)
+
+
+def questions(
+    name: str, plan: dict, before: float, mmt: float, scoring: str, percent: Callable[[Cell, float], float]
+) -> tuple[float, float]:
+    """`tap` of a model with so many operations `before` what is pruned, and in it, of a question; its own way of
+    scoring; and the per cent of questions that a cell, of which so much is kept, is retrained on."""
+    train, val = QUESTIONS[SPECS[name].arguments["dataset"]]
     work, read, sampled = (before + mmt) * train + before * val, train + val, set()
     for planned in cells(plan):
         cell = planned.cell
         kept = cell.constraint or 1 - (cell.percentile or 0) / 100
         sample = cell.method, cell.seed, cell.scoring, cell.num_samples
-        if METHODS[cell.method].gradients and sample not in sampled:
+        if METHODS[cell.method].anew and sample not in sampled:
             sampled.add(sample)
             count = cell.num_samples or 3000
-            work, read = work + PASSES[cell.scoring or "released"] * count * (before + mmt), read + 2 * count
+            work, read = work + PASSES[cell.scoring or scoring] * count * (before + mmt), read + 2 * count
         work += (len(planned.stages) + ("pruned" not in planned.stages)) * val * mmt * kept
-        if cell.rescaled:
+        if cell.rescaled or cell.reconstructed:
             work, read = work + 4 * 512 * (before + mmt), read + 512
         if "retrained" in planned.stages:
-            count = train * schedule(name, cell.constraint, cell.percentile)[0] / 100
+            count = train * percent(cell, kept) / 100
             work, read = work + 3 * count * (before + mmt * kept), read + count
     return work, read
 
@@ -70,13 +90,17 @@ def clip(name: str, plan: dict) -> tuple[float, float]:
     return work, read
 
 
+KINDS = {"tap": tap, "tap12": tap, "sal": sal, "clip": clip}
+"""First word of an experiment's name -> what counts its stages."""
+
+
 def table(source: str, tflops: float, rate: float) -> Iterator[str]:
     """The lines of the table, of grid FILE.yaml:NAME."""
     yield "| experiment | pruned models | retrained | 10¹⁵ operations | hours, estimated |"
     yield "|---|---|---|---|---|"
     total = 0.0
     for name, plan in load_grid(source).items():
-        work, read = (tap if name in SUM else clip)(name, plan)
+        work, read = KINDS[name.split("-")[0]](name, plan)
         hours = (work / (tflops * 1e12) + read / rate) / 3600
         total += hours
         planned = cells(plan)

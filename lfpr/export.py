@@ -12,15 +12,20 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lfpr.encoder import LayerParts, encoders, prunable
+from lfpr.checks import check_count, check_kind, check_number
+from lfpr.encoder import Part, encoders, prunable, unwrapped
 from lfpr.files import write_whole
+from lfpr.oddities import copy_of
+from lfpr.pruned_attention import adapt
 from lfpr.shrink import NotEquivalent
 
 
@@ -35,21 +40,32 @@ def export_onnx(
     model's by more than `atol`. The model is left as it is.
 
     Raises `NotEquivalent` with the difference, `UnsupportedArchitecture`, ImportError if the extra is not installed,
-    and ValueError for inputs without a common batch or weights in bfloat16, which onnxruntime's CPU kernels lack.
+    and ValueError for inputs without a common batch, for weights in bfloat16, which onnxruntime's CPU kernels lack, and
+    for what the exporter or onnxruntime refuses, such as flex_attention.
     """
     _require_extra()
+    check_kind("pruned", pruned, nn.Module)
+    check_kind("inputs", inputs, Mapping)
+    check_kind("path", path, str, Path)
+    opset = check_count("opset", opset, 1)
+    atol = check_number("atol", atol, "at least 0", lambda value: value >= 0)
     if not inputs or any(not isinstance(x, Tensor) or not x.ndim for x in inputs.values()):
         raise ValueError("inputs: expected tensors by name, with the batch as the first dimension")
     if len({len(x) for x in inputs.values()}) > 1 or not len(next(iter(inputs.values()))):
         raise ValueError(f"inputs: batch sizes {[len(x) for x in inputs.values()]}, expected one above zero")
     if any(p.dtype == torch.bfloat16 for p in pruned.parameters()):
         raise ValueError("pruned has bfloat16 weights, which onnxruntime does not run on CPUs: export pruned.float()")
-    exact = copy.deepcopy(pruned).cpu().eval()
+    exact = copy_of(unwrapped(pruned)).cpu().eval()
+    for child in exact.modules():  # a cache is no tensor
+        if getattr(getattr(child, "config", None), "use_cache", False):
+            child.config.use_cache = False
     model = copy.deepcopy(exact)
     for encoder in encoders(model, declared=False) or [prunable(model)]:  # the latter raises, naming what was found
-        for layer in encoder.parts:
-            if not layer.num_heads:
-                _add_zero_head(layer)
+        for stack in encoder.stacks:
+            for part in (encoder.attentions[row] for row in encoder.of_stack(stack)[0]):
+                if not part.count:
+                    _add_zero_head(part)
+                    adapt(part, stack.family, torch.ones(1, dtype=torch.bool))
     batch = {name: x.detach().cpu() for name, x in inputs.items()}
     names = list(_run(exact, batch))
     traced = {name: torch.cat([x, x]) for name, x in batch.items()}  # a batch of one would be taken for a constant
@@ -65,6 +81,7 @@ def export_onnx(
                 kwargs=traced,
                 output_names=names,
                 opset_version=opset,
+                custom_translation_table=_translations(),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -72,7 +89,16 @@ def export_onnx(
             )
         largest = max(_difference(partial, exact, x, atol) for x in (batch, {k: v[:1] for k, v in batch.items()}))
 
-    write_whole(path, write)
+    try:
+        write_whole(path, write)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of the exporter or onnxruntime, which raise many kinds
+        reason = f"{type(error).__name__} ({(str(error).splitlines() or [''])[0][:200]})"
+        raise ValueError(
+            f"{type(exact).__name__} cannot be exported with opset {opset}: {reason}. "
+            "Attention other than 'sdpa' and 'eager' cannot be: pruned.set_attn_implementation('sdpa')"
+        ) from error
     return largest
 
 
@@ -83,6 +109,24 @@ def _require_extra() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"export_onnx needs {error.name}: pip install lfpr[onnx]") from error
+
+
+def _translations() -> dict[Any, Callable]:
+    """What torch computes where the exporter differs: attention of a token that may attend to none gives zeros, as of a
+    sample of padding alone, and not the mean of all."""
+    from onnxscript import FLOAT, ir
+    from onnxscript import opset18 as op
+    from onnxscript.function_libs.torch_lib.ops import nn as library
+
+    @wraps(library.aten_scaled_dot_product_attention)
+    def attend(query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
+        found = library.aten_scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
+        if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
+            return found
+        some = op.ReduceMax(op.Cast(attn_mask, to=FLOAT.dtype), op.Constant(value_ints=[-1]), keepdims=1)
+        return op.Mul(found, op.CastLike(some, found))
+
+    return {torch.ops.aten.scaled_dot_product_attention.default: attend}
 
 
 def _run(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -120,22 +164,20 @@ def _difference(path: Path, model: nn.Module, batch: Mapping[str, Tensor], atol:
     return largest
 
 
-def _add_zero_head(layer: LayerParts) -> None:
+def _add_zero_head(part: Part) -> None:
     """Give an attention without heads one whose weights are all zero."""
 
     def widen(linear: nn.Linear, rows: int, columns: int) -> None:
         linear.weight = nn.Parameter(linear.weight.new_zeros(rows, columns))
         linear.out_features, linear.in_features = rows, columns
 
-    for linear in (layer.query, layer.key, layer.value):
-        widen(linear, layer.head_dim, linear.in_features)
+    for linear, rows, blocks in part.inputs:
+        widen(linear, rows * blocks, linear.in_features)
         if linear.bias is not None:
-            linear.bias = nn.Parameter(linear.bias.new_zeros(layer.head_dim))
-    widen(layer.attention_output, layer.attention_output.out_features, layer.head_dim)
-    for name in layer.family.head_count:
-        setattr(layer.attention, name, 1)
-    for name in layer.family.head_width:
-        setattr(layer.attention, name, layer.head_dim)
+            linear.bias = nn.Parameter(linear.bias.new_zeros(rows * blocks))
+    widen(part.output, part.output.out_features, part.size)
+    if hasattr(part.module, "kept_heads"):  # of the biases, any will do
+        part.module.kept_heads = part.module.kept_heads.new_zeros(1)
 
 
 @contextmanager

@@ -5,13 +5,22 @@ A file of the user's is looked for in its places in order, and the first one tha
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+if TYPE_CHECKING:  # a grid's plan is read without torch
+    from torch import Tensor
 
 SHIPPED = Path(__file__).parents[1] / "data" / "mini"  # baselines of the mini profile
+HEADER = 2**22  # bytes that the names and shapes of a safetensors file may take
 WHERE = "see data/README.md for what to download"
 
 
@@ -35,10 +44,24 @@ def shipped(experiment: str) -> Path:
     return folder if folder.is_dir() else folder.with_suffix(".safetensors")
 
 
+def a_path(path: str | Path, what: str) -> Path:
+    """The path. Raises ValueError if it is neither text nor a path, naming what it should lead to."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{what}: expected a path, found {type(path).__name__}")
+    return Path(path)
+
+
 def existing(path: str | Path, what: str) -> Path:
-    """The path if a file is there; FileNotFoundError that says what it should hold and where to get it otherwise."""
-    path = Path(path)
-    if not path.is_file():
+    """The path if a file is there. Raises FileNotFoundError that says what it should hold and where to get it,
+    DataError for a folder, and for a pipe or a device, which need not end, and ValueError for what is no path."""
+    path = a_path(path, what)
+    try:
+        there = path.is_file()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero
+        raise FileNotFoundError(f"{str(path)!r:.300} is no file's name ({what}): {error}; {WHERE}") from error
+    if not there:
+        if os.path.exists(path):
+            raise DataError(f"{path} ({what}) is {'a folder' if path.is_dir() else 'a pipe or a device'}, no file")
         raise FileNotFoundError(f"{path} is missing ({what}); {WHERE}")
     return path
 
@@ -95,7 +118,7 @@ def hub(model: str, name: str) -> Iterator[Path]:
     folder = folder.expanduser()
     main, snapshots = folder / "refs" / "main", folder / "snapshots"
     if os.path.isfile(main):
-        yield snapshots / main.read_text().strip() / name
+        yield snapshots / main.read_text(errors="replace").strip() / name
     yield from sorted(snapshots.glob(f"*/{name}"))
     yield snapshots / "*" / name
 
@@ -105,19 +128,61 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", name).expanduser()
 
 
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call `write(partial)` on a temporary name beside `path` and rename it when complete; missing folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+class NotSaved(OSError):
+    """What could not be written: the message names the path, why, and what to do."""
+
+
+@contextmanager
+def saving(path: str | Path) -> Iterator[None]:
+    """Within it, what fails for want of room or permission to write `path` raises `NotSaved`."""
     try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        text = getattr(error, "strerror", None) or str(error)
+        told = re.search(r"os error (\d+)|inline_container|iostream", text)  # by safetensors or torch, as other errors
+        if isinstance(error, NotSaved) or not (isinstance(error, OSError) or told):
+            raise
+        code = getattr(error, "errno", None) or int((told and told[1]) or errno.ENOSPC)
+        advice = "make room, or name a folder that may be written to, and do the same again: what is finished stays"
+        raise NotSaved(code, f"{path} cannot be written ({text}); {advice}") from error
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call `write(partial)` on a temporary name beside `path` and rename it when complete; missing folders are made.
+    What was there stays if that fails. Raises NotSaved."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with saving(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(partial)
+            with partial.open("ab") as file:  # torch and NumPy do not notice if their last bytes found no room: try one
+                size = file.tell()
+                file.write(b" ")
+                file.truncate(size)
+            os.replace(partial, path)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: object) -> None:
     """Write `value` as JSON, whole or not at all."""
     text = json.dumps(value, indent=1, sort_keys=True)
     write_whole(path, lambda partial: partial.write_text(text))
+
+
+def read_tensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, and its metadata. Raises FileNotFoundError that says `what` is
+    expected, and ValueError for any other kind of file."""
+    if not os.path.isfile(path):  # a pipe, which would be waited for, is none
+        raise FileNotFoundError(f"no file {path}: expected {what}")
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    try:
+        if HEADER < size <= os.path.getsize(path):
+            raise SafetensorError(f"its header has {size} bytes")
+        with safe_open(path, "pt") as file:
+            return file.get_tensors(), file.metadata() or {}
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:  # the last three: numbers torch has not
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lfpr.checks import check_choice, check_finite, check_flag, check_kind, check_run, no_empty_batches
 from lfpr.encoder import PrunableEncoder
 from lfpr.masks import Importance, Masks, PerLayer
 from lfpr.modes import frozen
@@ -27,16 +28,35 @@ class MaskGradients(PerLayer):
 
     _ndim = 3
 
+    def check(self, name: str) -> None:
+        """ValueError unless there are gradients, and all are finite; `name` says whose."""
+        if not len(self.heads):
+            raise ValueError(f"{name}: of no batches")
+        check_finite(f"{name}.heads", self.heads)
+        check_finite(f"{name}.neurons", self.neurons)
+
     def importance(self, kind: Literal["squared", "absolute"] = "squared") -> Importance:
         """Sum over B, in float64, of squared gradients (Fisher information) or of absolute ones (the absolute loss
-        gradient of Michel, Levy and Neubig, NeurIPS 2019). Raises ValueError for another kind."""
-        if kind not in ("squared", "absolute"):
-            raise ValueError(f"kind = {kind!r}: must be 'squared' or 'absolute'")
-        heads, neurons = (
-            (part.square() if kind == "squared" else part.abs()).sum(0)
-            for part in (self.heads.double(), self.neurons.double())
-        )
-        return Importance(heads, neurons)
+        gradient of Michel, Levy and Neubig, NeurIPS 2019). Raises ValueError for another kind, for no gradients (B =
+        0), of which every sum is 0, or if one is NaN or infinite."""
+        kind = check_choice("kind", kind, ("squared", "absolute"))
+        totals = [_total(part, kind) for part in (self.heads, self.neurons)]
+        if not len(self.heads) or not all(total.isfinite().all() for total in totals):
+            self.check("gradients")  # says which are not, and passes what is only large
+        return Importance(*totals)
+
+
+def _total(gradients: Tensor, kind: str) -> Tensor:
+    """The sum over B in float64, without a copy of all gradients in it."""
+    total = torch.zeros(gradients.shape[1:], dtype=torch.float64, device=gradients.device)
+    value = torch.empty_like(total)
+    for each in gradients:
+        value.copy_(each)
+        if kind == "squared":
+            total.addcmul_(value, value)
+        else:
+            total += value.abs_()
+    return total
 
 
 def collect_gradients(
@@ -55,18 +75,28 @@ def collect_gradients(
     `progress` is the title of a progress bar. Float32, on the CPU.
 
     No gradient reaches the parameters: they are frozen meanwhile, which also saves the memory of their backward pass.
-    Raises ValueError naming the batch if the objective is not a finite scalar that depends on the encoder, or if a
-    gradient is NaN or infinite, and ValueError if there are no batches.
+    Gradient checkpointing, chunked FFNs and compiled code are off meanwhile. Raises ValueError naming the batch if the
+    objective is not a finite scalar that depends on the encoder, or if a gradient is NaN or infinite, and ValueError
+    for arguments of other kinds, masks of other shapes, if there are no batches, or in `torch.inference_mode`.
     """
-    start = masks or Masks.ones(encoder)
+    check_run(encoder, batches, objective=objective)
+    per_sample = check_flag("per_sample", per_sample)
+    check_kind("progress", progress, str, None)
+    if torch.is_inference_mode_enabled() or any(p.is_inference() for p in encoder.module.parameters()):
+        raise ValueError(
+            "collect_gradients: tensors of torch.inference_mode have no gradients: use torch.no_grad instead"
+        )
+    if masks is not None:
+        check_kind("masks", masks, Masks)
+        masks = Masks(*map(torch.stack, encoder.rows(masks)))
+    start = Masks.ones(encoder) if masks is None else masks
     heads, neurons = [], []
-    with frozen(encoder.module):
+    with frozen(encoder.module), no_empty_batches(encoder):
         for number, batch in enumerate(bar(batches, progress)):
             with torch.enable_grad():
                 taps = _SampleMasks(start) if per_sample else _BatchMasks(start)
                 with encoder.hooked(taps.head, taps.neuron):
-                    value = objective(batch)
-                head, neuron = _differentiate(value, taps, f"batch {number}")
+                    head, neuron = _differentiate(objective(batch), taps, f"batch {number}")
             heads.append(head.float().cpu())
             neurons.append(neuron.float().cpu())
     if not heads:
@@ -109,7 +139,9 @@ class _SampleMasks:
         if not torch.is_grad_enabled():  # for example decoding before the step that is scored
             return row
         if (part, layer) not in self.made:
-            self.made[part, layer] = row.detach().expand(len(x), -1).clone().requires_grad_()
+            first = next(iter(self.made.values()), x)  # an FFN may see all tokens in one row (OPT)
+            samples = len(first if x.ndim == 2 else x)
+            self.made[part, layer] = row.detach().expand(samples, -1).clone().requires_grad_()
         return self.made[part, layer]
 
     @property
@@ -118,11 +150,22 @@ class _SampleMasks:
         if not self.made:
             return []
         samples = next(iter(self.made.values()))
-        return [self._leaf(part, i, samples) for part in ("heads", "neurons") for i in range(len(self.start.heads))]
+        return [
+            self._leaf(part, i, samples) for part in ("heads", "neurons") for i in range(len(getattr(self.start, part)))
+        ]
 
     def stack(self, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
-        half = len(gradients) // 2
-        return torch.stack(gradients[:half], 1), torch.stack(gradients[half:], 1)
+        heads = len(self.start.heads)
+        return torch.stack(gradients[:heads], 1), torch.stack(gradients[heads:], 1)
+
+
+def slopes(value: Tensor, tensors: list[Tensor], where: str) -> list[Tensor | None]:
+    """Gradients of a scalar with respect to tensors, None of those it does not depend on. Raises ValueError if that is
+    all of them."""
+    found = torch.autograd.grad(value, tensors, allow_unused=True) if value.requires_grad and tensors else []
+    if all(gradient is None for gradient in found):
+        raise ValueError(f"{where}: the objective does not depend on the encoder")
+    return list(found)
 
 
 def _differentiate(value: Any, taps: _BatchMasks | _SampleMasks, where: str) -> tuple[Tensor, Tensor]:
@@ -132,9 +175,7 @@ def _differentiate(value: Any, taps: _BatchMasks | _SampleMasks, where: str) -> 
     if not value.isfinite():
         raise ValueError(f"{where}: the objective is {value.item()}")
     leaves = taps.leaves
-    gradients = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad and leaves else [None]
-    if all(g is None for g in gradients):
-        raise ValueError(f"{where}: the objective does not depend on the encoder")
+    gradients = slopes(value, leaves, where)
     # a part that the objective does not see, such as the last layer's neurons, has gradient zero
     gradients = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, gradients, strict=True)]
     head, neuron = taps.stack(gradients)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import nn
 
-from lfpr.encoder import LayerParts, PrunableEncoder
-from lfpr.layerwise import attention_weights
+from lfpr.checks import check_choice, check_encoder, check_run, check_seed, no_empty_batches
+from lfpr.encoder import Part, PrunableEncoder
+from lfpr.layerwise import attended_rows
 from lfpr.masks import Importance
-from lfpr.modes import evaluating
+from lfpr.modes import evaluating, observable
 
 
 def magnitude(encoder: PrunableEncoder, norm: int = 2) -> Importance:
@@ -21,19 +22,18 @@ def magnitude(encoder: PrunableEncoder, norm: int = 2) -> Importance:
 
     [L, H] and [L, N], float64. Raises ValueError for another norm, or if the layers differ in width.
     """
-    if norm not in (1, 2):
-        raise ValueError(f"norm = {norm}: must be 1 or 2")
-    num_heads, num_neurons = encoder.require_uniform()
-    heads = torch.zeros(encoder.num_layers, num_heads, dtype=torch.float64)
-    neurons = torch.zeros(encoder.num_layers, num_neurons, dtype=torch.float64)
-    for i, layer in enumerate(encoder.parts):
-        rows = [linear.weight for linear in (layer.query, layer.key, layer.value)] + [layer.attention_output.weight.T]
-        for weight in rows:
-            sizes = weight.detach().double().abs().pow(norm).sum(1).cpu()
-            heads[i] += sizes.view(num_heads, encoder.head_dim).sum(1)
-        for weight in [linear.weight for linear in layer.ffn_in] + [layer.ffn_out.weight.T]:
-            neurons[i] += weight.detach().double().abs().pow(norm).sum(1).cpu()
-    return Importance(heads, neurons)
+    check_encoder(encoder)
+    norm = check_choice("norm", norm, (1, 2))
+    encoder.require_uniform()
+    encoder.require_weights()
+    found = {"heads": [], "neurons": []}
+    for part in [*encoder.attentions, *encoder.ffns]:
+        sizes = [
+            (linear.weight.unflatten(0, (blocks, -1, rows)), (0, 2, 3)) for linear, rows, blocks in part.inputs
+        ] + [(part.output.weight.unflatten(1, (-1, part.size)), (0, 2))]
+        weights = (value.detach().double().abs().pow(norm).sum(dims).cpu() for value, dims in sizes)
+        found[part.kind].append(sum(weights))
+    return Importance(torch.stack(found["heads"]), torch.stack(found["neurons"]))
 
 
 @torch.no_grad()
@@ -46,74 +46,69 @@ def activation_importance(
 
     `forward(batch)` runs the module, in evaluation mode. Tokens that no token attends to, by the attention mask that
     the layers get, are padding and do not count. Both scores are in the same unit, so `search` may compare them. Raises
-    ValueError if there are no batches, if the layers differ in width, or naming the layer if activations are NaN or
-    infinite.
+    ValueError if there are no batches or samples, if the layers differ in width, or naming the layer if activations are
+    NaN or infinite.
     """
-    heads, neurons = encoder.require_uniform()
-    sums = [_Contributions(part, heads, neurons) for part in encoder.parts]
-    hooks = [hook for contributions in sums for hook in contributions.hooks()]
+    check_run(encoder, batches, forward=forward)
+    encoder.require_uniform()
+    sums = {"heads": [*map(_Contributions, encoder.attentions)], "neurons": [*map(_Contributions, encoder.ffns)]}
+    hooks = [hook for rows in sums.values() for contributions in rows for hook in contributions.hooks()]
     try:
-        with evaluating(encoder.module):
+        with evaluating(encoder.module), observable(encoder.module), no_empty_batches(encoder):
             for batch in batches:
                 forward(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    for number, layer in enumerate(sums):
-        if not layer.tokens:
-            raise ValueError("batches: there is none, or forward does not run the encoder")
-        if not (layer.heads.isfinite().all() and layer.neurons.isfinite().all()):
+    in_order = [(i, each) for i, pair in enumerate(zip_longest(*sums.values())) for each in pair if each]
+    for number, contributions in in_order:
+        if not contributions.tokens:
+            raise ValueError("batches: there is none with a token that counts, or forward does not run the encoder")
+        if not contributions.total.isfinite().all():
             raise ValueError(f"layer {number}: NaN or infinite activations")
-    return Importance(
-        torch.stack([layer.heads / layer.tokens for layer in sums]).cpu(),
-        torch.stack([layer.neurons / layer.tokens for layer in sums]).cpu(),
-    )
+    return Importance(*(torch.stack([each.total / each.tokens for each in rows]).cpu() for rows in sums.values()))
 
 
 class _Contributions:
-    """Sums over tokens of |x_h W_h|² for the heads of a layer and of (x_n |w_n|)² for its neurons."""
+    """Sums over tokens of |x_h W_h|² for the heads of an attention, or of (x_n |w_n|)² for the neurons of an FFN."""
 
-    def __init__(self, part: LayerParts, heads: int, neurons: int) -> None:
+    def __init__(self, part: Part) -> None:
         self.part, self.rows, self.tokens = part, slice(None), 0
-        self.heads, self.neurons = (
-            torch.zeros(width, dtype=torch.float64, device=part.ffn_out.weight.device) for width in (heads, neurons)
-        )
-        by_head = part.attention_output.weight.float().T.unflatten(0, (heads, part.head_dim))
-        self.products = by_head @ by_head.mT  # [H, dh, dh]
-        self.squares = part.ffn_out.weight.float().square().sum(0)  # [N]
+        weight = part.output.weight.float()
+        self.total = torch.zeros(part.count, dtype=torch.float64, device=weight.device)
+        by_part = weight.T.unflatten(0, (part.count, part.size))
+        self.products = by_part @ by_part.mT if part.size > 1 else weight.square().sum(0)  # [H, dh, dh], or [N]
 
     def hooks(self) -> list[Any]:
         return [
-            self.part.module.register_forward_pre_hook(self.enter, with_kwargs=True),
-            self.part.attention_output.register_forward_pre_hook(self.attend),
-            self.part.ffn_out.register_forward_pre_hook(self.feed),
+            self.part.layer.register_forward_pre_hook(self.enter, with_kwargs=True),
+            self.part.output.register_forward_pre_hook(self.add),
         ]
 
     def enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        bound = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
-        x = next(iter(bound.values()))
-        weights = attention_weights(bound.get("attention_mask"), x, self.part.path)
-        self.rows = slice(None) if weights is None else weights.flatten().nonzero().flatten()
+        self.rows = attended_rows(layer, args, kwargs, self.part.path)
 
-    def attend(self, linear: nn.Module, args: tuple) -> None:
-        x = args[0].flatten(0, 1)[self.rows].float()
+    def add(self, linear: nn.Module, args: tuple) -> None:
+        x = args[0].flatten(0, -2)[self.rows].float()
         self.tokens += len(x)
-        x = x.unflatten(1, (len(self.heads), self.part.head_dim)).transpose(0, 1)  # [H, T, dh]
-        self.heads += (x.mT @ x * self.products).double().sum((1, 2))
-
-    def feed(self, linear: nn.Module, args: tuple) -> None:
-        self.neurons += (args[0].flatten(0, 1)[self.rows].float().square() * self.squares).double().sum(0)
+        if self.part.size == 1:
+            self.total += (x.square() * self.products).double().sum(0)
+            return
+        x = x.unflatten(1, (self.part.count, self.part.size)).transpose(0, 1)  # [H, T, dh]
+        self.total += (x.mT @ x * self.products).double().sum((1, 2))
 
 
 def random_importance(encoder: PrunableEncoder, seed: int) -> Importance:
     """Uniform scores in [0, 1), [L, H] and [L, N], the same for the same seed and sizes. Float64.
 
-    Raises ValueError if the layers differ in width.
+    Raises ValueError if the layers differ in width, or for a seed that torch does not take.
     """
+    check_encoder(encoder)
+    seed = check_seed(seed)
     num_heads, num_neurons = encoder.require_uniform()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
-    def draw(width: int) -> torch.Tensor:
-        return torch.rand(encoder.num_layers, width, generator=generator, dtype=torch.float64)
+    def draw(rows: int, width: int) -> torch.Tensor:
+        return torch.rand(rows, width, generator=generator, dtype=torch.float64, device="cpu")
 
-    return Importance(draw(num_heads), draw(num_neurons))
+    return Importance(draw(len(encoder.attentions), num_heads), draw(len(encoder.ffns), num_neurons))

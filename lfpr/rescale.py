@@ -14,22 +14,42 @@ sums over tokens, so batches stream through (`lfpr.layerwise`), and memory does 
 The ridge pulls scales towards 1, which is what makes a scale of a part that the sample hardly uses stay sane. Since s =
 1 is feasible, the optimum is never worse than the mask as given; this is checked, and a sub-layer without gain is left
 as it was. Not covered: layers whose sub-layers' outputs are themselves scaled before they join the residual stream.
+
+Sub-layers that come nearer to the teacher's need not make a model that does: where much is pruned, the whole change of
+the mask values can cost what it was to win. So one batch in five is held back, and on it the outputs of the model
+choose how much of the change is made, from nothing to all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lfpr.encoder import PrunableEncoder, mask_rows
+from lfpr.checks import (
+    check_above,
+    check_at_least,
+    check_callable,
+    check_flag,
+    check_folder,
+    check_list,
+    check_masks,
+    check_number,
+    check_run,
+    no_empty_batches,
+)
+from lfpr.encoder import PrunableEncoder
 from lfpr.layerwise import Replay, Side, Walk
 from lfpr.masks import Masks
 from lfpr.modes import evaluating
+
+STEP_SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -53,13 +73,17 @@ class SubLayerFit:
 
 @dataclass(frozen=True, eq=False)
 class Rescaled(Masks):
-    """Masks with the `report` of how they were fitted; they are saved as plain `Masks`."""
+    """Masks with the `report` of how they were fitted, and the `step_size`, how much of that change was made; they are
+    saved as plain `Masks`. `errors`, by step size: the squared difference of the model's outputs to the teacher's on
+    what was held back, as a share of that of the smallest step; empty if there was nothing to choose from."""
 
     report: tuple[SubLayerFit, ...] = ()
+    step_size: float = 1.0
+    errors: Mapping[float, float] = field(default_factory=dict)
 
     def to(self, *args: Any, **kwargs: Any) -> Rescaled:
-        """Both tensors moved or cast as by `torch.Tensor.to`; the report stays as it is."""
-        return Rescaled(self.heads.to(*args, **kwargs), self.neurons.to(*args, **kwargs), self.report)
+        """Both tensors moved or cast as by `torch.Tensor.to`; what is said of them stays as it is."""
+        return replace(self, heads=self.heads.to(*args, **kwargs), neurons=self.neurons.to(*args, **kwargs))
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all, that `Masks.load` reads: without the report."""
@@ -78,11 +102,14 @@ def rescale(
     tokens: Callable[[Any], Tensor] | None = None,
     first_token: bool = False,
     folder: str | Path | None = None,
+    step_sizes: Sequence[float] = STEP_SIZES,
 ) -> Rescaled:
     """`masks` [L, H] and [L, N] with the values of what is kept fitted to the teacher by least squares, and a report
     per sub-layer (mask tuning of Kwon et al., NeurIPS 2022).
 
-    `forward(batch)` runs the module; batches are iterated once, in evaluation mode. `teacher` are the masks of the
+    `forward(batch)` runs the module, in evaluation mode, and returns what it is to reproduce, tensors; batches are
+    iterated once. By these outputs on one batch in five (or the only one), which is not fitted, one of `step_sizes`, 0
+    to 1, is chosen; a single one needs no choice, and takes all batches to fit. `teacher` are the masks of the
     model to reproduce, by default none. `ridge` >= 0 is relative to the mean diagonal of G; where a scale's absolute
     value exceeds `limit` (None for no limit), the ridge is raised tenfold until none does. `tokens(batch)` gives the
     weights [B, S] of the encoder's positions, by default 1 for every token that any token attends to, so that padding
@@ -92,22 +119,99 @@ def rescale(
     Raises ValueError for bad arguments, masks or batches (see `layerwise.Replay`), or NaN activations, naming the
     layer.
     """
-    check_masks(encoder, masks, teacher)
-    if not 0 <= ridge < float("inf"):
-        raise ValueError(f"ridge = {ridge}: must be at least 0 and finite")
-    if limit is not None and not limit > 1:
-        raise ValueError(f"limit = {limit}: must be above 1, or None")
+    check_rescale(encoder, masks, batches, forward, teacher, tokens, folder)
+    check_flag("first_token", first_token)
+    ridge, limit = (
+        check_at_least("ridge", ridge),
+        None if limit is None else check_above("limit", limit, 1, finite=False),
+    )
+    sizes = sorted(set(check_list("step_sizes", step_sizes, _check_size)))
     student, teacher_side = sides(encoder, masks, teacher)
-    with evaluating(encoder.module), Replay(encoder, batches, forward, tokens, folder) as replay:
-        walk = Walk(replay, student, teacher_side)
+    start = Masks(student.masks.heads.clone(), student.masks.neurons.clone())
+
+    def giving(batch: Any) -> Any:
+        output = forward(batch)
+        if len(sizes) > 1 and not _outputs(output):
+            raise ValueError(
+                f"forward: expected to return the model's outputs, tensors, found {type(output).__name__}: one of "
+                "step_sizes is chosen by them; step_sizes=[1] needs none"
+            )
+        return output
+
+    with (
+        evaluating(encoder.module),
+        no_empty_batches(encoder),
+        Replay(encoder, batches, giving, tokens, folder, len(sizes) > 1) as replay,
+    ):
+        walk = Walk(replay, student, teacher_side, masked(student, forward))
         report = tuple(fit_masks(walk, lambda equations: equations.solve(ridge, limit), first_token))
-    return rescaled(student, report, masks)
+        trials = {size: _between(start, student.masks, size) for size in sizes}
+        errors = _errors(replay, giving, trials, teacher_side.masks) if len(sizes) > 1 else {}
+    best = min(sizes, key=errors.__getitem__) if errors else sizes[0]
+    unit = errors.get(sizes[0]) or 1.0
+    found = rescaled(Side(encoder, trials[best]), report, masks)
+    return replace(found, step_size=best, errors={size: error / unit for size, error in errors.items()})
+
+
+def _check_size(name: str, value: Any) -> float:
+    return check_number(name, value, "from 0 to 1", lambda size: 0 <= size <= 1)
+
+
+def _between(start: Masks, end: Masks, size: float) -> Masks:
+    """Masks a share of the way from `start` to `end`."""
+    return Masks(*(torch.lerp(*pair, size) for pair in ((start.heads, end.heads), (start.neurons, end.neurons))))
+
+
+def _errors(
+    replay: Replay, forward: Callable[[Any], Any], trials: Mapping[float, Masks], teacher: Masks | None
+) -> dict[float, float]:
+    """By the key of the masks tried, how far the model's outputs are from the teacher's on what was held back."""
+    errors = dict.fromkeys(trials, 0.0)
+    for held in replay.held:
+        weights = [replay.spool.get(slot) for slot in held.weights if slot is not None]
+        with replay.encoder.masked(teacher) if teacher else nullcontext():
+            goals = _outputs(forward(held.batch()))
+        for size, masks in trials.items():
+            with replay.encoder.masked(masks):
+                found = _outputs(forward(held.batch()))
+            errors[size] += sum(_gap(*pair, weights) for pair in zip(goals, found, strict=True))
+    if not all(map(math.isfinite, errors.values())):
+        raise ValueError("forward: NaN or infinite outputs on the batches held back")
+    return errors
+
+
+def _gap(goal: Tensor, found: Tensor, weights: list[Tensor]) -> float:
+    """The squared difference of two outputs [B, ...]; where they are of tokens [B, S, ...], by their weights."""
+    gap = (goal.double() - found.double()).masked_fill(goal == found, 0).square()  # infinite logits are equal
+    of_tokens = next((each for each in weights if each.shape == gap.shape[:2]), None)
+    if of_tokens is not None:
+        of_tokens = of_tokens.to(gap).view(*gap.shape[:2], *[1] * (gap.ndim - 2))
+        gap = gap.masked_fill(of_tokens == 0, 0) * of_tokens
+    return gap.sum().item()
+
+
+def _outputs(tree: Any) -> list[Tensor]:
+    """The floating tensors of what a model gives: tensors, or mappings, lists and tuples of them."""
+    if isinstance(tree, Tensor):
+        return [tree] if tree.is_floating_point() else []
+    items = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ()
+    return [tensor for item in items for tensor in _outputs(item)]
 
 
 def sides(encoder: PrunableEncoder, masks: Masks, teacher: Masks | None) -> tuple[Side, Side]:
     """Student and teacher, their masks on the encoder's device; the student's are a copy in float32."""
     heads, neurons = (part.float().to(encoder.device, copy=True) for part in (masks.heads, masks.neurons))
     return Side(encoder, Masks(heads, neurons)), Side(encoder, teacher and teacher.to(encoder.device))
+
+
+def masked(student: Side, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Runs a student that is an encoder under masks, as they are then."""
+
+    def run(batch: Any) -> Any:
+        with student.encoder.masked(student.masks):
+            return forward(batch)
+
+    return run
 
 
 def fit_masks(
@@ -118,7 +222,7 @@ def fit_masks(
     for layer, part in walk.sub_layers():
         mask = getattr(masks, part)[layer]
         system = (equations or Equations)(encoder, layer, part, mask)
-        only_first = first_token and layer == encoder.num_layers - 1 and part == "neurons"
+        only_first = first_token and layer == len(encoder.ffns) - 1 and part == "neurons"
         walk.visit(layer, part, system.add if len(system.kept) else None, only_first)
         result = fit(system)
         mask[system.kept] *= result.scales.to(mask)
@@ -135,8 +239,8 @@ class Equations:
 
     def __init__(self, encoder: PrunableEncoder, layer: int, part: str, mask: Tensor) -> None:
         self.layer, self.part = layer, part
-        parts = encoder.parts[layer]
-        linear, self.size = (parts.attention_output, parts.head_dim) if part == "heads" else (parts.ffn_out, 1)
+        row = (encoder.attentions if part == "heads" else encoder.ffns)[layer]
+        linear, self.size = row.output, row.size
         self.kept = mask.nonzero().flatten()
         self.columns = (self.kept[:, None] * self.size + torch.arange(self.size, device=mask.device)).flatten()
         values = mask[self.kept].repeat_interleave(self.size)
@@ -195,7 +299,7 @@ class Equations:
 
     def declined(self, why: str, condition: float = float("nan"), ridge: float = float("nan")) -> SubLayerFit:
         """The fit that leaves the sub-layer as it is."""
-        ones = torch.ones(len(self.kept), dtype=torch.float64)
+        ones = torch.ones(len(self.kept), dtype=torch.float64, device="cpu")
         return self.fit(ones, self.error.item(), condition, ridge, why)
 
     def after(self, gram: Tensor, right: Tensor, step: Tensor) -> float:
@@ -214,17 +318,13 @@ def condition_number(values: Tensor) -> float:
     return (values[-1] / values[0]).item() if values[0] > 0 else float("inf")
 
 
-def check_masks(encoder: PrunableEncoder, masks: Masks, teacher: Masks | None) -> None:
-    """ValueError unless both are finite masks of the encoder; the teacher's may be None."""
-    for name, value in (("masks", masks), ("teacher", teacher)):
-        if value is None and name == "teacher":
-            continue
-        if not isinstance(value, Masks):
-            raise ValueError(f"{name}: expected Masks, found {type(value).__name__}")
-        for part, values, widths in (
-            ("heads", value.heads, encoder.heads_per_layer),
-            ("neurons", value.neurons, encoder.neurons_per_layer),
-        ):
-            mask_rows(part, values, widths)
-            if not values.isfinite().all():
-                raise ValueError(f"{name}.{part}: NaN or infinite values")
+def check_rescale(
+    encoder: Any, masks: Any, batches: Any, forward: Any, teacher: Any = None, tokens: Any = None, folder: Any = None
+) -> None:
+    """ValueError for arguments that no rescaling takes."""
+    check_run(encoder, batches, forward=forward)
+    check_masks("masks", masks, encoder)
+    if teacher is not None:
+        check_masks("teacher", teacher, encoder)
+    check_callable("tokens", tokens, optional=True)
+    check_folder("folder", folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lfpr.checks import check_callable, check_flag, check_kind, check_masks, check_run
 from lfpr.cost import LinearCost
 from lfpr.encoder import PrunableEncoder
 from lfpr.gradients import collect_gradients
@@ -33,14 +34,17 @@ def all_but_one(
     With a `cost`, such as `MacCost`, yields `(step, masks, cost of the masks)`. To resume, give the `masks` of the last
     step done: steps follow from them. `batches`, `objective` (see `collect_gradients`) and `per_sample` are used anew
     in each step, so `batches` must be iterable again: ValueError for an iterator. There are as many steps as layers
-    with more than one head; equal scores are taken in the order of layer and head. ValueError too for masks [L, H] of
-    another shape.
+    with more than one head; equal scores are taken in the order of layer and head. ValueError too for masks of another
+    shape, and a cost of another encoder.
     """
-    if iter(batches) is batches:
-        raise ValueError("batches: an iterator can be read once, each step needs all batches: give a list or a loader")
-    masks = masks or Masks.ones(encoder)
-    if list(masks.heads.shape) != [encoder.num_layers, encoder.require_uniform()[0]]:
-        raise ValueError(f"masks.heads: shape {tuple(masks.heads.shape)} is not that of {encoder!r}")
+    check_run(encoder, batches, often=True, objective=objective)
+    check_flag("per_sample", per_sample)
+    check_kind("progress", progress, str, None)
+    masks = Masks.ones(encoder) if masks is None else masks
+    check_masks("masks", masks, encoder)
+    if cost is not None:
+        check_callable("cost.kept", getattr(cost, "kept", None))
+        cost.kept(masks)  # raises if it counts other encoders
     return _steps(encoder, batches, objective, masks, cost, per_sample, progress)
 
 

@@ -1,23 +1,27 @@
 """Shrinking: masks become physically smaller Linear layers, with the same outputs.
 
 A removed head takes its rows out of query, key and value and its columns out of the output projection; a removed neuron
-its row into the FFN and its column out of it. The mask values of what is kept are folded into those columns, so a real-
-valued mask costs nothing at inference. A layer that keeps no head (or no neuron) keeps the bias of its output
+its row into the FFN and its column out of it. Where attention needs more than that to run with fewer heads, as with
+biases of positions, `lfpr.pruned_attention` gives it. The mask values of what is kept are folded into those columns, so
+a real-valued mask costs nothing at inference. A layer that keeps no head (or no neuron) keeps the bias of its output
 projection.
 """
 
 from __future__ import annotations
 
-import copy
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lfpr.encoder import LayerParts, PrunableEncoder, encoders, mask_rows, prunable
+from lfpr.checks import check_batches, check_callable, check_kind, check_number
+from lfpr.encoder import PrunableEncoder, Stack, Transposed, encoders, prunable, unwrapped
 from lfpr.families import UnsupportedArchitecture
-from lfpr.modes import evaluating
+from lfpr.modes import evaluating, observable
 
 
 class NotEquivalent(ValueError):
@@ -27,19 +31,33 @@ class NotEquivalent(ValueError):
         super().__init__(message)
         self.difference = difference
 
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.difference)
 
+
+@torch.inference_mode(False)  # inside such a mode, the copy could never be trained
 def shrink(module: nn.Module, masks: Any, part: nn.Module | None = None) -> nn.Module:
     """A deep copy of `module` without what `masks` set to zero, their other values folded into the weights.
 
     `module` is or contains the encoder the masks are for; where it contains several that the masks fit, `part` says
     which (a submodule of `module`). `masks` are `Masks`, or tensors per layer as in `PrunableEncoder.masked`, not per
-    sample. The copy is of the same class, with the same configuration; raises ValueError if the masks do not fit.
+    sample. The copy is of the same class, with the same configuration; of a wrapper (`torch.compile(model)`,
+    `nn.DataParallel`), a copy of the model in it.
+
+    Raises ValueError if the masks do not fit, if they leave no head or neuron where one is needed (`docs/families.md`),
+    as in a decoder that caches, or if `module` cannot be copied, and `UnsupportedArchitecture` for what cannot be
+    pruned exactly (see `docs/limits.md`).
     """
+    from lfpr.oddities import check_bare, copy_of
+
     encoder = _meant(module, masks, part)
-    copied = _at(copy.deepcopy(module), encoder)
-    for layer, heads, neurons in zip(copied.parts, *_rows(masks, encoder), strict=True):
-        _scale(layer, heads, neurons)
-        _select(layer, heads != 0, neurons != 0)
+    heads, neurons = _rows(masks, encoder)
+    check_bare(encoder, heads, neurons)
+    copied = _at(copy_of(encoder.module), encoder)
+    _scale(copied, heads, neurons)
+    _select(copied, [mask != 0 for mask in heads], [mask != 0 for mask in neurons])
+    if hub := sys.modules.get("lfpr.hub"):  # it is there if models of transformers are
+        hub.mark(_at(copied.module, encoder))
     return copied.module
 
 
@@ -48,21 +66,29 @@ def fold(encoder: PrunableEncoder, masks: Any) -> None:
 
     `masks` as for `shrink`; nothing is removed, a zero leaves zero weights. Raises ValueError if the masks do not fit.
     """
-    for layer, heads, neurons in zip(encoder.parts, *_rows(masks, encoder), strict=True):
-        _scale(layer, heads, neurons)
+    check_kind("encoder", encoder, PrunableEncoder)
+    _scale(encoder, *_rows(masks, encoder))
 
 
+@torch.inference_mode(False)
 def resize(encoder: PrunableEncoder, heads: list[int], neurons: list[int]) -> None:
-    """Give an encoder's layers these numbers of heads and neurons in place, keeping the first ones: the shape that the
-    weights of a saved pruned model are loaded into. Raises ValueError if a layer has fewer."""
+    """Give an encoder's attentions these numbers of heads, and its FFNs of neurons, in place, keeping the first ones:
+    the shape that the weights of a saved pruned model are loaded into. Raises ValueError if one has fewer."""
+    from lfpr.oddities import check_bare
+
     for name, wanted, found in (
         ("heads", heads, encoder.heads_per_layer),
         ("neurons", neurons, encoder.neurons_per_layer),
     ):
-        if len(wanted) != len(found) or not all(0 <= w <= f for w, f in zip(wanted, found, strict=True)):
+        check_kind(name, wanted, list)
+        if len(wanted) != len(found) or not all(w in range(f + 1) for w, f in zip(wanted, found, strict=True)):
             raise ValueError(f"{name} per layer {wanted}: the model has {found}")
-    for layer, h, n in zip(encoder.parts, heads, neurons, strict=True):
-        _select(layer, torch.arange(layer.num_heads) < h, torch.arange(layer.num_neurons) < n)
+    kept = [
+        [torch.arange(full, device="cpu") < k for full, k in zip(found, wanted, strict=True)]
+        for found, wanted in ((encoder.heads_per_layer, heads), (encoder.neurons_per_layer, neurons))
+    ]
+    check_bare(encoder, *kept)
+    _select(encoder, *kept)
 
 
 def verify_equivalent(
@@ -76,49 +102,93 @@ def verify_equivalent(
 ) -> float:
     """Compare the masked module with the shrunk one, in evaluation mode; returns the largest absolute difference.
 
-    `forward(model, batch)` runs a model and returns the tensor to compare. Raises `NotEquivalent` if a difference
-    exceeds `atol` or is NaN, or if shapes differ, and ValueError if there is nothing to compare.
+    `forward(model, batch)` runs the model it is given and returns the tensor to compare. Gradient checkpointing,
+    chunked FFNs and compiled code are off meanwhile. Raises `NotEquivalent` if a difference exceeds `atol`, finite and
+    at least 0, or is NaN, or if shapes differ, and ValueError if there is nothing to compare, if `forward` gives no
+    tensor, or if it does not run the model that it is given.
     """
+    check_kind("pruned", pruned, nn.Module)
+    check_batches("batches", batches)
+    check_callable("forward", forward)
+    atol = check_number("atol", atol, "at least 0", lambda value: value >= 0)
     encoder = _meant(module, masks, part)
-    largest, compared = 0.0, 0
-    with evaluating(module, pruned), torch.no_grad():
+    largest, compared, failure, run = 0.0, 0, None, set()
+    with evaluating(module, pruned), observable(module, pruned), torch.no_grad(), ExitStack() as hooks:
+        for side, watched in (("masked", [encoder.parts[0].attention_output]), ("shrunk", pruned.modules())):
+            for one in watched:
+                hooks.callback(one.register_forward_hook(partial(lambda side, *_: run.add(side), side)).remove)
         for number, batch in enumerate(batches):
             with encoder.masked(masks):
-                expected = forward(module, batch)
-            found = forward(pruned, batch)
+                expected = _output(forward, module, batch).clone()  # whose memory forward may use again
+            found = _output(forward, pruned, batch)
             if expected.shape != found.shape:
                 message = f"batch {number}: shapes {tuple(expected.shape)} (masked) and {tuple(found.shape)} (shrunk)"
-                raise NotEquivalent(message, float("inf"))
+                failure = NotEquivalent(message, float("inf"))
+                break
             gap = (expected.double() - found.double()).abs().masked_fill(expected == found, 0)  # equal infinities too
             difference = gap.max().item() if gap.numel() else 0.0
             if not difference <= atol:  # also when it is NaN
-                raise NotEquivalent(
-                    f"batch {number}: outputs of the shrunk and the masked model differ by {difference:.3g} "
-                    f"> atol = {atol:.3g}",
-                    difference,
-                )
+                message = f"outputs of the shrunk and the masked model differ by {difference:.3g} > atol = {atol:.3g}"
+                failure = NotEquivalent(f"batch {number}: {message}", difference)
+                break
             largest, compared = max(largest, difference), compared + gap.numel()
-    if not compared:
+    if not compared and failure is None:
         raise ValueError("batches: no output to compare")
+    if len(run) < 2:
+        ignored = {"masked", "shrunk"} - run
+        raise ValueError(f"forward: it did not run the {' and the '.join(sorted(ignored))} model that it was given")
+    if failure is not None:
+        raise failure
     return largest
+
+
+def _output(forward: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
+    found = forward(model, batch)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"forward: expected a tensor to compare, found {type(found).__name__}: return one of its tensors, such as "
+            "last_hidden_state or logits"
+        )
+    return found
+
+
+def counterparts(
+    module: nn.Module, pruned: nn.Module, part: nn.Module | None = None
+) -> tuple[PrunableEncoder, PrunableEncoder]:
+    """The encoder of `module` that is pruned, in `part` of it if there are several, and the one at its place in
+    `pruned`. Raises ValueError if that has none there, or another number of layers, hidden size or head size."""
+    encoder = prunable(module) if part is None else _of(module, part)
+    found = _at(pruned, encoder)
+    for name in ("num_layers", "hidden_size", "head_dim"):
+        if getattr(found, name) != getattr(encoder, name):
+            raise ValueError(f"{found!r} is not pruned from {encoder!r}: another {name}")
+    return encoder, found
+
+
+def _of(module: nn.Module, part: nn.Module) -> PrunableEncoder:
+    """The encoder of a part, seen from the module."""
+    inner, module = prunable(part), unwrapped(module)
+    paths = {child: path for path, child in module.named_modules()}
+    stacks = [(stack, paths.get(inner.module.get_submodule(stack.path))) for stack in inner.stacks]
+    if any(path is None for _, path in stacks):
+        raise ValueError(f"part: {type(part).__name__} is not a part of {type(module).__name__}")
+    return PrunableEncoder(module, [stack._replace(path=path) for stack, path in stacks])
 
 
 def _meant(module: nn.Module, masks: Any, part: nn.Module | None) -> PrunableEncoder:
     """The encoder in `module` that `masks` are for, seen from `module`."""
     if part is not None:
-        first = prunable(part).layers[0]
-        candidates = [encoder for encoder in _all(module) if encoder.layers[0] is first]
-        if not candidates:
-            raise ValueError(f"part: {type(part).__name__} is not a part of {type(module).__name__}")
-        return candidates[0]
+        check_kind("part", part, nn.Module)
+        return _of(module, part)
     candidates = encoders(module)
     if len(candidates) > 1:
-        fitting = [encoder for encoder in candidates if _fits(masks, encoder)]
+        reasons = [_misfit(masks, encoder) for encoder in candidates]
+        fitting = [encoder for encoder, reason in zip(candidates, reasons, strict=True) if not reason]
         if len(fitting) != 1:
             paths = [encoder.path for encoder in candidates]
             raise UnsupportedArchitecture(
                 f"{type(module).__name__} has the prunable encoders {paths}, "
-                f"and the masks fit {len(fitting)} of them: say which with part="
+                f"and the masks fit {len(fitting)} of them: say which with part= ({'; '.join(filter(None, reasons))})"
             )
         return fitting[0]
     encoder = candidates[0] if candidates else prunable(module)  # raises, naming what is there
@@ -126,70 +196,73 @@ def _meant(module: nn.Module, masks: Any, part: nn.Module | None) -> PrunableEnc
     return encoder
 
 
-def _all(module: nn.Module) -> list[PrunableEncoder]:
-    """All encoders, whatever the module declares as the one to prune."""
-    return encoders(module, declared=False)
-
-
 def _at(module: nn.Module, encoder: PrunableEncoder) -> PrunableEncoder:
-    """The same encoder in a copy of the module."""
-    return next(found for found in _all(module) if found.path == encoder.path)
+    """The encoder at the same place in a copy of the module, pruned or not. Raises ValueError if it has none there."""
+    module, stacks = unwrapped(module), []
+    modules = dict(module.named_modules())
+    for stack in encoder.stacks:
+        found = modules.get(stack.path)
+        if not isinstance(found, nn.ModuleList) or not len(found):
+            raise ValueError(f"{type(module).__name__} has no prunable encoder {stack.path!r}, as {encoder!r}")
+        stacks.append(Stack(stack.path, tuple(unwrapped(layer) for layer in found), stack.family))
+    return PrunableEncoder(module, stacks)
 
 
 def _rows(masks: Any, encoder: PrunableEncoder) -> tuple[list[Tensor], list[Tensor]]:
-    heads = mask_rows("heads", masks.heads, encoder.heads_per_layer)
-    neurons = mask_rows("neurons", masks.neurons, encoder.neurons_per_layer)
+    encoder.require_weights()
+    heads, neurons = encoder.rows(masks)
     if any(row.ndim != 1 for row in heads + neurons):
         raise ValueError("masks: per-sample masks cannot become weights")
-    for name, rows in (("heads", heads), ("neurons", neurons)):
-        bad = [i for i, row in enumerate(rows) if not row.isfinite().all()]
-        if bad:
-            raise ValueError(f"masks.{name}: NaN or infinite values in layers {bad}")
     return heads, neurons
 
 
-def _fits(masks: Any, encoder: PrunableEncoder) -> bool:
+def _misfit(masks: Any, encoder: PrunableEncoder) -> str:
+    """Why the masks cannot be this encoder's; empty if they can."""
     try:
         _rows(masks, encoder)
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
-@torch.no_grad()
-def _scale(layer: LayerParts, heads: Tensor, neurons: Tensor) -> None:
-    """Multiply the columns of the two output projections, in at least float32."""
-    for linear, mask in ((layer.attention_output, heads.repeat_interleave(layer.head_dim)), (layer.ffn_out, neurons)):
-        weight = linear.weight
-        weight.copy_(weight * mask.detach().to(weight.device, torch.promote_types(weight.dtype, torch.float32)))
+def _scale(encoder: PrunableEncoder, heads: list[Tensor], neurons: list[Tensor]) -> None:
+    """Multiply the columns of the output projections, in at least float32."""
+    for part, mask in zip([*encoder.attentions, *encoder.ffns], [*heads, *neurons], strict=True):
+        weight = part.output.weight
+        mask = mask.repeat_interleave(part.size).detach()
+        with torch.inference_mode(weight.is_inference()), torch.no_grad():  # where alone such a weight may change
+            weight.copy_(weight * mask.to(weight.device, torch.promote_types(weight.dtype, torch.float32)))
 
 
-def _select(layer: LayerParts, heads: Tensor, neurons: Tensor) -> None:
-    """Keep the heads and neurons where the two boolean masks are true."""
-    context = heads.repeat_interleave(layer.head_dim)
-    for linear in (layer.query, layer.key, layer.value):
-        _keep(linear, rows=context)
-    _keep(layer.attention_output, columns=context)
-    for linear in layer.ffn_in:
-        _keep(linear, rows=neurons)
-    _keep(layer.ffn_out, columns=neurons)
-    kept = int(heads.sum())
-    for name in layer.family.head_count:
-        setattr(layer.attention, name, kept)
-    for name in layer.family.head_width:
-        setattr(layer.attention, name, kept * layer.head_dim)
+def _select(encoder: PrunableEncoder, heads: list[Tensor], neurons: list[Tensor]) -> None:
+    """Keep the heads and neurons where the boolean masks are true."""
+    for part, kept in zip([*encoder.attentions, *encoder.ffns], [*heads, *neurons], strict=True):
+        setattr(part.module, f"full_{part.kind}", part.full)  # which not every model has a configuration to say
+        for linear, rows, blocks in part.inputs:
+            _keep(linear, rows=kept.repeat_interleave(rows).repeat(blocks))
+        _keep(part.output, columns=kept.repeat_interleave(part.size))
+    from lfpr.pruned_attention import adapt, admit_headless  # with what it says, read when a model is pruned
+
+    for stack in encoder.stacks:
+        for row in encoder.of_stack(stack)[0]:
+            adapt(encoder.attentions[row], stack.family, heads[row])
+        admit_headless([layer for layer in PrunableEncoder(encoder.module, [stack]).parts])
 
 
-def _keep(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+def _keep(linear: nn.Linear | Transposed, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    layer, flip = (linear.conv, 1) if isinstance(linear, Transposed) else (linear, 0)
+
     def subset(parameter: nn.Parameter, index: Tensor, dim: int) -> nn.Parameter:
         index = index.nonzero().flatten().to(parameter.device)
         return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)
 
     if rows is not None:
-        linear.weight = subset(linear.weight, rows, 0)
-        if linear.bias is not None:
-            linear.bias = subset(linear.bias, rows, 0)
-        linear.out_features = len(linear.weight)
+        layer.weight = subset(layer.weight, rows, flip)
+        if layer.bias is not None:
+            layer.bias = subset(layer.bias, rows, 0)
     if columns is not None:
-        linear.weight = subset(linear.weight, columns, 1)
-        linear.in_features = linear.weight.shape[1]
+        layer.weight = subset(layer.weight, columns, 1 - flip)
+    if flip:
+        layer.nx, layer.nf = layer.weight.shape
+    else:
+        layer.out_features, layer.in_features = layer.weight.shape

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from lfpr import oddities
 from lfpr.experiments import task as tasks
 
 DEVICE = torch.device("meta")
@@ -131,6 +132,7 @@ def fake_device() -> Iterator[torch.device]:
     try:
         with (
             patch.object(tasks, "find_device", lambda device: DEVICE),
+            patch.object(oddities, "WEIGHTS", {torch.nn.Parameter, Elsewhere}),
             patch.object(torch, "get_device_module", lambda device: _RandomNumbers),
             patch.object(torch, "autocast", lambda device, dtype: nullcontext()),
             _Factories(),

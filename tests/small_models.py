@@ -14,6 +14,7 @@ from torch import nn
 from lfpr.encoder import prunable
 from lfpr.gradients import MaskGradients
 from lfpr.masks import Importance, Masks
+from lfpr.tap.model import TAP, TAPConfig
 
 REFERENCE = Path(__file__).parent / "reference"
 RELEASED_MASKS = Path(__file__).parents[1] / "data" / "published" / "clip-masks"
@@ -52,6 +53,18 @@ def build(family: str) -> nn.Module:
         elif parameter.ndim == 1:
             parameter.data += 0.05 * torch.randn_like(parameter)
     return model.eval()
+
+
+def tap(std: float | None = None) -> tuple[TAP, dict[str, torch.Tensor], torch.Tensor]:
+    """A TAP with random weights, those of matrices of deviation `std` if it is given, a batch and answers so far."""
+    sizes = {"num_answers": 9, "hidden_size": 24, "num_heads": 4, "intermediate_size": 30}
+    torch.manual_seed(0)
+    model = TAP(TAPConfig(text_layers=1, mmt_layers=2, text_vocab_size=1000, **sizes)).eval()
+    for parameter in model.parameters() if std else ():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=std)
+    batch = {name: torch.from_numpy(value) for name, value in rules.tap_inputs(3).items()}
+    return model, batch, torch.randint(9, (4, 3))
 
 
 FAMILIES = ["bert", "roberta", "electra", "distilbert", "vit", "deit", "clip_vision", "clip_text"]

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from lfpr.paper.schema import TABLES
 
 NAME, CLIP = "tap-textvqa", "clip-mscoco"
-MARKERS = ("o", "s", "D", "^", "v", ".", "p", "*")
+MARKERS = ("o", "s", "D", "^", "v", ".", "p", "*", "d", "P", "X")
 SCORES = {  # method, retrained: constraint: a score per seed
     ("label-free", False): {0.4: (0.77, 0.76, 0.78), 0.8: (0.80, 0.80, 0.81)},
     ("label-free", True): {0.4: (0.79, 0.80, 0.79), 0.8: (0.81, 0.80, 0.81)},

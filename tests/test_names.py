@@ -11,12 +11,13 @@ import pytest
 
 from lfpr.experiments.clip import CLIPSettings
 from lfpr.experiments.parameters import declared
+from lfpr.experiments.sal import SaLSettings
 from lfpr.experiments.tap import TAPSettings
 from lfpr.training.retrain import ReSt
 
 ROOT = Path(__file__).parents[1]
 GRID_NOTEBOOKS = ("01_data", "02_importance", "03_prune", "04_retrain", "05_evaluate")
-TEXTS = [ROOT / "README.md", ROOT / "data/README.md", ROOT / "docs/published.md"]
+TEXTS = [ROOT / "README.md", ROOT / "data/README.md", ROOT / "docs/published.md", ROOT / "docs/reconstruction.md"]
 DOCUMENTS = [*TEXTS, *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
@@ -64,7 +65,7 @@ def test_every_parameter_setting_and_file_is_there(path):
     text = path.read_text()
     parameters = {name for notebook in GRID_NOTEBOOKS for name in declared(notebook)}
     assert set(re.findall(r"-p ([a-z_]+)", text)) <= parameters
-    settings = {field.name for kind in (TAPSettings, CLIPSettings, ReSt) for field in fields(kind)}
+    settings = {field.name for kind in (TAPSettings, SaLSettings, CLIPSettings, ReSt) for field in fields(kind)}
     named = re.findall(r"[Ss]ettings? `([a-z_]+)", text) + re.findall(r"\{settings: \{([a-z_]+)", text)
     assert named and set(named) <= settings
     for name in re.findall(r"`((?:tests|benchmarks|workflow|docs|lfpr)/[\w./-]+)`", text):

@@ -20,11 +20,11 @@ RANKS = {  # room -> its rank: a file may import its own room and rooms of lower
     "training": 1,
     "tap": 2,
     "clip": 2,
-    "sal": 2,
-    "released": 3,
-    "mini": 3,
-    "experiments": 4,
-    "paper": 5,
+    "sal": 3,
+    "released": 4,
+    "mini": 4,
+    "experiments": 5,
+    "paper": 6,
 }
 HEAVY = ("pandas", "matplotlib", "transformers", "scipy", "accelerate", "torch._dynamo")
 MODULES = {
@@ -117,6 +117,7 @@ def test_no_modules_import_each_other():
         ("lfpr.made_up", "import importlib\nimportlib.import_module('lfpr.paper')"),
         ("lfpr.made_up", "from .latency import cost"),
         ("lfpr.tap.made_up", "from lfpr.clip import coco"),
+        ("lfpr.tap.made_up", "from lfpr.sal import config"),
         ("lfpr.tap.made_up", "from ..released.tap import load_tap"),
         ("lfpr.latency.made_up", "from lfpr.training.retrain import ReSt"),
         ("lfpr.released.made_up", "def f():\n    from lfpr.mini import scenes"),
@@ -170,11 +171,22 @@ def test_importing_the_package_is_cheap():
     assert 10 < len(files) <= 20 and sum(len(Path(file).read_text().splitlines()) for file in files) <= 2800
 
 
+def test_an_experiment_of_taps_needs_no_transformers(tmp_path):
+    code = (
+        f"import sys, lfpr\nexperiment = lfpr.open_experiment('tap-textvqa', runs={str(tmp_path)!r})\n"
+        f"print(experiment.encoder, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert "4 layers" in done.stdout and done.stdout.rstrip().endswith("[]")
+
+
 def test_all_names_are_there_and_lazy_ones_stay():
     assert set(lfpr.__all__) <= set(dir(lfpr))
     for name in lfpr.__all__:
         assert getattr(lfpr, name) is getattr(lfpr, name)
     importlib.import_module("lfpr.training.retrain")  # a module named like a function must not take its place
+    for name in ("rescale", "reconstruct"):
+        assert inspect.ismodule(importlib.import_module(f"lfpr.{name}")) and inspect.isfunction(getattr(lfpr, name))
     assert inspect.isfunction(lfpr.retrain) and inspect.isfunction(lfpr.released.search)
     assert inspect.isfunction(lfpr.search) and lfpr.latency.LatencyCost is lfpr.LatencyCost
     with pytest.raises(AttributeError, match="module 'lfpr' has no attribute 'retraining'"):

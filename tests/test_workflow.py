@@ -4,6 +4,7 @@ through; and `make`."""
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -49,17 +50,32 @@ needs_slurm = pytest.mark.skipif(
 
 @pytest.fixture
 def project(tmp_path):
-    """A folder with a space in its name, the profiles and a workflow of two jobs."""
-    folder = tmp_path / "a project"
+    """A folder whose name a shell could take apart, the profiles and a workflow of two jobs."""
+    folder = tmp_path / "é'x $HOME  `id`"
     shutil.copytree(PROFILES, folder / "workflow" / "profiles")
     (folder / "Snakefile").write_text(TWO_RULES)
+    interpreter(folder)
     return folder
+
+
+def interpreter(folder):
+    """This Python as one in a folder, as `make setup` puts it there."""
+    place = folder / ".venv"
+    place.mkdir()
+    for name in ("bin", "lib", "pyvenv.cfg", "share"):
+        if (there := Path(sys.prefix, name)).exists():
+            (place / name).symlink_to(there)
+    (place / ".done").touch()
+    return place / "bin" / "python"
 
 
 def snakemake(folder, profile, *options):
     options = ("--seconds-between-status-checks", "1", *options)
-    command = [sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}", *options]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    python = folder / ".venv" / "bin" / "python"
+    command = [python, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}", *options]
+    path = os.pathsep.join([str(python.parent), os.environ["PATH"]])  # as the Snakefile has it
+    environment = os.environ | {"PATH": path}
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment)
     assert run.returncode == 0, run.stderr + run.stdout
     return run.stdout + run.stderr
 
@@ -86,9 +102,9 @@ def test_the_slurm_profile_plans_its_jobs(project):
     assert "mem_mb=8000" in output and "runtime=240" in output and not (project / "out").exists()
 
 
-def start(folder, profile, *options, grid="smoke"):
+def start(folder, profile, *options, grid="smoke", python=sys.executable):
     """A grid's run, in a session of its own."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
+    command = [python, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
     command += ["--profile", f"workflow/profiles/{profile}", "--cores", "2", "--config", f"grid={grid}", "out=paper"]
     command += ["--seconds-between-status-checks", "1"]
     log = (folder / "log.txt").open("a")
@@ -104,10 +120,10 @@ def kill_when(running, folder, stages):
     running.wait()
 
 
-def planned(folder, grid="smoke"):
+def planned(folder, grid="smoke", python=sys.executable):
     """How many jobs of each rule would run."""
     (folder / "log.txt").unlink()
-    assert start(folder, "local", "--dry-run", grid=grid).wait() == 0
+    assert start(folder, "local", "--dry-run", grid=grid, python=python).wait() == 0
     text = (folder / "log.txt").read_text()
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
 
@@ -177,9 +193,10 @@ def test_submitted_jobs_have_a_state_and_can_be_ended(project):
 
 
 def test_what_fails_stops_no_other_job_and_is_named(tmp_path):
-    folder = tmp_path / "a project"
+    folder = tmp_path / "é'x $HOME" / "a project"
     shutil.copytree(ROOT / "workflow", folder / "workflow")
     made_up(folder / "notebooks")
+    python = interpreter(folder)
     fails = {
         "profile": "mini",
         "jobs": 1,
@@ -188,7 +205,7 @@ def test_what_fails_stops_no_other_job_and_is_named(tmp_path):
     works = {"profile": "mini", "jobs": 1, "cells": [{"method": ["fisher", "random"], "constraint": 0.4}]}
     grid = {"tiny": {"tap-textvqa": fails, "tap-stvqa": works}}
     (folder / "workflow" / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
-    assert start(folder, "local", grid="tiny").wait() != 0
+    assert start(folder, "local", grid="tiny", python=python).wait() != 0
     log = (folder / "log.txt").read_text()
     done = folder / "runs" / "notebooks" / "tiny"
     error = (
@@ -197,11 +214,13 @@ def test_what_fails_stops_no_other_job_and_is_named(tmp_path):
     assert log.count(error) == 2  # by its job, and at the end
     assert [file.parent.name for file in done.glob("*/cells-*.json")] == ["tap-stvqa"]
     assert len(ran(folder / "notebooks")) == 1 + 2 + 1 + 4
-    assert planned(folder, grid="tiny") == {"cells": 1, "tables": 1, "paper": 1, "total": 3}
+    assert planned(folder, "tiny", python) == {"cells": 1, "tables": 1, "paper": 1, "total": 3}
 
     path = folder / "notebooks" / "03_prune.ipynb"
     path.write_text(path.read_text().replace('method == \\"l1\\"', "False"))
-    assert start(folder, "local", "--until", "cells", grid="tiny").wait() == 0, (folder / "log.txt").read_text()
+    assert start(folder, "local", "--until", "cells", grid="tiny", python=python).wait() == 0, (
+        folder / "log.txt"
+    ).read_text()
     assert sorted(line.split()[0] for line in ran(folder / "notebooks")) == ["03_prune"] * 4  # what the change concerns
 
 
@@ -229,7 +248,7 @@ def test_the_workflow_runs_the_notebooks_of_the_plan():
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     shown = re.findall(r"-m lfpr (\w+) (.*)", run.stdout)
-    assert {name for name, options in shown if '--device "cpu"' in options} == {"grid"} < {name for name, _ in shown}
+    assert {name for name, options in shown if "--device cpu" in options} == {"grid"} < {name for name, _ in shown}
     counted = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", run.stdout, re.MULTILINE)}
     default = load_grid(f"{ROOT / 'workflow' / 'grid.yaml'}:default")
     jobs = sum(plan.get("jobs", 1) for plan in default.values())
@@ -241,10 +260,10 @@ def test_the_workflow_runs_the_notebooks_of_the_plan():
         assert {"01_data", *(name for name, *_ in others(plan))} <= {step.notebook.stem for step in shares[0]}
 
 
-def make(*arguments, **variables):
+def make(*arguments, cwd=ROOT, **variables):
     environment = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"} | variables
     command = ["make", "--no-print-directory", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def paper(*arguments, **variables):
@@ -262,10 +281,30 @@ def test_make_lists_its_targets():
         assert option in listed
 
 
+def test_make_works_in_a_folder_whose_name_a_shell_could_take_apart(tmp_path):
+    folder = tmp_path / "a b" / "é'x $HOME" / "lfpr"
+    shutil.copytree(ROOT / "workflow", folder / "workflow")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, folder)
+    interpreter(folder)
+    out = f"{tmp_path}/it's $HOME # no: é"
+    done = make("paper", "GRID=smoke", "DRY=1", f"OUT={out}", "DEVICE=cpu", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "notebooks to run, about" in done.stdout and re.search(r"^cells +2$", done.stdout, re.MULTILINE)
+    done = make("-n", "paper", f"OUT={out}", f"DATA={folder}", f"PROFILE={folder}", cwd=folder)
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    (running,) = [shlex.split(line) for line in lines if "snakemake" in line]
+    assert running[running.index("--profile") + 1] == str(folder)
+    given = dict(word.split("=", 1) for word in running[running.index("--config") + 1 :])
+    assert [yaml.safe_load(given[name]) for name in ("out", "data")] == [out, str(folder)]
+    assert shlex.split(lines[-1])[-1] == out
+
+
 def test_make_paper_ends_with_the_comparison():
     commands = paper(OMP_NUM_THREADS="1")
     cores = len(os.sched_getaffinity(0))  # not the threads of a job
-    assert f"--cores {cores} " in commands and "out='runs/paper'" in commands and "lfpr plan" not in commands
+    assert f"--cores {cores} " in commands and "'out='\\''runs/paper'\\'''" in commands and "lfpr plan" not in commands
     assert commands.endswith("-m lfpr reproduce --committed paper_figures --new 'runs/paper'")
     assert paper("GRID=smoke", "OUT=/tmp/x").endswith("--new '/tmp/x' --subset")
     assert paper("UPDATE=1").endswith("--new 'runs/paper' --update README.md")

@@ -5,14 +5,14 @@ is ever in memory. `batches` gives image-caption pairs, `images` each image once
 carries the ids of its pairs: with `on_error="skip"` broken images are left out of it and listed.
 """
 
-import contextlib
-import io
-import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
+from warnings import warn
 
 import numpy as np
 import torch
@@ -20,8 +20,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lfpr import reading
+from lfpr.checks import check_choice, check_count, check_flag, check_kind, check_number
 from lfpr.clip.processor import Processor
-from lfpr.files import WHERE, DataError, Located, below, hub, locate
+from lfpr.files import WHERE, DataError, Located, a_path, below, existing, hub, locate
+from lfpr.reading import check_inside, read_object, select, whole, wholes
 
 SPLITS = ("train", "val")
 ON_ERROR = ("stop", "skip")
@@ -46,6 +49,15 @@ class Pair(NamedTuple):
     text: str
 
 
+class Annotations(NamedTuple):
+    """A file of captions: file names by image id, in ascending order; the captions' (id, text) by image id; and in the
+    order of the file, (image id, place among the captions of this image) of each caption."""
+
+    names: dict[int, str]
+    texts: dict[int, list[tuple[int, str]]]
+    order: list[tuple[int, int]]
+
+
 class COCOCaptions:
     """Image-caption pairs of a `split` ("train", "val") of COCO 2017 under `root`, by ascending image id.
 
@@ -68,26 +80,21 @@ class COCOCaptions:
         annotations: Sequence[int] | None = None,
     ) -> None:
         only = {"first": 0, "all": None}.get(captions, captions) if isinstance(captions, str) else captions
-        if isinstance(only, bool) or not (only is None or (isinstance(only, int) and only >= 0)):
-            raise ValueError(f"captions = {captions!r}: must be 'first', 'all' or a number from 0")
-        if indices is not None and limit is not None:
-            raise ValueError("indices and limit: give one of them")
-        self.root, self.split = Path(root), split
-        names, texts = read_annotations(root, split)
-        self.folder = image_folder(root, split)
+        if only is not None or captions is None:
+            fits = lambda number: number == int(number) and number >= 0  # noqa: E731
+            only = int(check_number("captions", only, "'first', 'all' or a number from 0", fits))
+        found, file = read_annotations(root, split), annotation_file(root, split)
+        names, texts = found.names, found.texts
+        self.root, self.split, self.folder = Path(root), split, image_folder(root, split)
         if annotations is not None:
-            self.pairs = _listed(annotation_file(root, split), names, texts, annotations)
+            if indices is not None or limit is not None:
+                raise ValueError("annotations, indices and limit: give one of them")
+            self.pairs = _listed(file, found, annotations)
             self.image_ids = [pair.image_id for pair in self.pairs]
             return
         captioned = [i for i in names if len(texts.get(i, ())) > (only or 0)]
-        selected = range(len(captioned) if limit is None else limit) if indices is None else indices
-        outside = [i for i in selected if not 0 <= i < len(captioned)]
-        if outside or not len(selected):
-            raise ValueError(
-                f"indices or limit: {annotation_file(root, split)} has {len(captioned)} images with captions = "
-                f"{captions!r}, asked for {outside[:3] or 'none'}"
-            )
-        self.image_ids = [captioned[i] for i in selected]
+        has = f"{file} has {len(captioned)} images with captions = {captions!r}"
+        self.image_ids = [captioned[i] for i in select(len(captioned), has, limit, indices)]
         self.pairs = [
             Pair(image_id, names[image_id], number, *caption)
             for image_id in self.image_ids
@@ -104,7 +111,7 @@ class COCOCaptions:
 
     def image(self, index: int) -> Image.Image:
         """The image of pair `index` in RGB. Raises DataError naming the file and the image id."""
-        pair = self.pairs[index]
+        pair = self.pairs[whole("index", index)]
         return read_image(self.file(pair), pair.image_id)
 
 
@@ -144,67 +151,99 @@ def _cached(model: str) -> Iterator[Path]:
 
 def annotation_file(root: str | Path, split: str) -> Path:
     """Where the captions of a split are. Raises as `COCOCaptions`."""
+    a_path(root, "root")
     return locate_captions(root, split).found()
 
 
-def _listed(
-    file: Path, names: dict[int, str], texts: dict[int, list[tuple[int, str]]], places: Sequence[int]
-) -> list[Pair]:
-    """The pairs at these places of the file's list of annotations, which `read_annotations` gave by image."""
-    listed = json.loads(file.read_bytes())["annotations"]
-    numbers = {(image_id, caption): i for image_id, rows in texts.items() for i, (caption, _) in enumerate(rows)}
+def _listed(file: Path, found: Annotations, places: Sequence[int]) -> list[Pair]:
+    """The pairs at these places of the file's own list of annotations."""
     pairs = []
-    for place in places:
-        if not 0 <= place < len(listed):
-            raise ValueError(f"annotations: {file} lists {len(listed)}, asked for number {place}")
-        image_id, caption_id, text = (listed[place][key] for key in ("image_id", "id", "caption"))
-        if image_id not in names:
+    for place in wholes("annotations", places):
+        if not 0 <= place < len(found.order):
+            raise ValueError(f"annotations: {file} lists {len(found.order)}, asked for number {place}")
+        image_id, number = found.order[place]
+        if image_id not in found.names:
             raise DataError(f"{file}: annotation {place} is of image {image_id}, which is not listed; {WHERE}")
-        pairs.append(Pair(image_id, names[image_id], numbers[image_id, int(caption_id)], int(caption_id), str(text)))
+        pairs.append(Pair(image_id, found.names[image_id], number, *found.texts[image_id][number]))
     return pairs
 
 
 def count_annotations(root: str | Path, split: str) -> int:
     """How many captions the annotation file of a split lists. Raises as COCOCaptions."""
-    return sum(map(len, read_annotations(root, split)[1].values()))
+    return len(read_annotations(root, split).order)
 
 
-def read_annotations(root: str | Path, split: str) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
-    """File names by image id, in ascending order, and the captions' (id, text) by image id. Raises as COCOCaptions."""
-    from pycocotools.coco import COCO
-
+def read_annotations(root: str | Path, split: str) -> Annotations:
+    """The captions of a split. Raises as COCOCaptions. Not to be changed: while the file is the same, so are they."""
     path = annotation_file(root, split)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            coco = COCO(str(path))
-        names = {image_id: str(coco.imgs[image_id]["file_name"]) for image_id in sorted(coco.imgs)}
-        texts = {
-            key: [(int(a["id"]), str(a["caption"])) for a in annotations] for key, annotations in coco.imgToAnns.items()
-        }
-    except Exception as error:  # whatever a foreign file makes pycocotools raise
-        raise DataError(f"{path} is not a COCO captions file ({type(error).__name__}: {error}); {WHERE}") from error
+    stat = existing(path, f"COCO's {split} captions").stat()
+    return _read_annotations(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=2)  # the splits: of train there are 591,753 captions
+def _read_annotations(path: Path, *_version: int) -> Annotations:
+    """Only ids, names and captions are kept of what the file says."""
+    names: dict[int, str] = {}
+    texts: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    order: list[tuple[int, int]] = []
+    places = dict.fromkeys(("images", "annotations"), 0)
+    for section, entry in read_object(path, "COCO's captions", lists=True):
+        if section not in places:
+            continue
+        where = f"{path} ({section}[{places[section]}])"
+        places[section] += 1
+        if not isinstance(entry, dict):
+            raise DataError(f"{where} is a {type(entry).__name__}, expected an object; {WHERE}")
+        if section == "images":
+            image_id = _id(entry, "id", where)
+            if image_id in names:
+                raise DataError(f"{where}: image {image_id} is listed twice; {WHERE}")
+            names[image_id] = _text(entry, "file_name", where)
+            check_inside(names[image_id], where)
+        else:
+            image_id = _id(entry, "image_id", where)
+            order.append((image_id, len(texts[image_id])))
+            texts[image_id].append((_id(entry, "id", where), _text(entry, "caption", where)))
     if not names:
-        raise DataError(f"{path} lists no images; {WHERE}")
-    return names, texts
+        raise DataError(f"{path} lists no images: it is not a COCO captions file; {WHERE}")
+    if strays := sum(image_id not in names for image_id, _ in order):
+        warn(f"{path}: {strays} captions are of images that are not listed; they are left out", stacklevel=4)
+    return Annotations({image_id: names[image_id] for image_id in sorted(names)}, dict(texts), order)
+
+
+def _id(entry: dict, key: str, where: str) -> int:
+    """A number that fits into a tensor."""
+    value = entry.get(key)
+    if type(value) is not int or not -(2**63) <= value < 2**63:
+        raise DataError(f"{where}: {key!r} is {value!r:.80}, expected a whole number of at most 64 bits; {WHERE}")
+    return value
+
+
+def _text(entry: dict, key: str, where: str) -> str:
+    value = entry.get(key)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {key!r} is {value!r:.80}, expected text; {WHERE}")
+    return value
 
 
 def read_image(path: Path, image_id: int) -> Image.Image:
-    """An image file in RGB, decoded. Raises DataError naming the file and the image id."""
+    """An image file in RGB, decoded (see `lfpr.reading.read_image`). Raises DataError naming the file and the id."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        problem = "is missing"
-    except Exception as error:  # a broken file raises nearly anything
-        problem = f"cannot be decoded ({type(error).__name__}: {error})"
-    raise DataError(f"image {image_id}: {path} {problem}; {WHERE}")
+        return reading.read_image(path)
+    except (DataError, FileNotFoundError) as error:
+        raise DataError(f"image {image_id}: {error}") from error
 
 
 class _Reader(Dataset):
     """Batches by lists of row numbers, each with the errors of its images: [(image id, file name, message), ...]."""
 
-    def __init__(self, data: COCOCaptions, pairs: list[Pair], processor: Processor, parts: str) -> None:
-        self.data, self.pairs, self.processor, self.parts = data, pairs, processor, parts
+    def __init__(self, data: COCOCaptions, processor: Processor, parts: str) -> None:
+        check_kind("processor", processor, Processor)
+        check_kind("data", data, COCOCaptions)
+        self.data, self.pairs, self.processor, self.parts = data, data.pairs, processor, parts
+        if parts == "images":
+            first = {pair.image_id: pair for pair in reversed(data.pairs)}
+            self.pairs = [first[image_id] for image_id in data.image_ids]
         if parts != "captions":
             data.folder.found()
 
@@ -247,18 +286,17 @@ class Batches:
         drop_last: bool = False,
         pin_memory: bool = False,
     ) -> None:
-        if batch_size < 1 or workers < 0:
-            raise ValueError(f"batch_size, workers = {batch_size}, {workers}: must be at least 1 and 0")
-        if on_error not in ON_ERROR:
-            raise ValueError(f"on_error = {on_error!r}: must be one of {list(ON_ERROR)}")
-        self.reader, self.batch_size, self.workers, self.pin_memory = reader, batch_size, workers, pin_memory
-        self.shuffle_seed, self.on_error, self.drop_last = shuffle_seed, on_error, drop_last
+        check_choice("on_error", on_error, ON_ERROR)
+        self.batch_size, self.workers = check_count("batch_size", batch_size, 1), check_count("workers", workers)
+        self.shuffle_seed = None if shuffle_seed is None else check_count("shuffle_seed", shuffle_seed)
+        self.drop_last, self.pin_memory = check_flag("drop_last", drop_last), check_flag("pin_memory", pin_memory)
+        self.reader, self.on_error = reader, on_error
         self.bad: dict[int, tuple[str, str]] = {}
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose another order, if shuffled."""
-        self.epoch = epoch
+        self.epoch = check_count("epoch", epoch)
 
     def __len__(self) -> int:
         pairs = len(self.reader.pairs)
@@ -291,20 +329,18 @@ def batches(data: COCOCaptions, batch_size: int, processor: Processor, **options
     out and lists it in `.bad`. Raises ValueError for other options, and FileNotFoundError if there is no
     folder of images at all.
     """
-    return Batches(_Reader(data, data.pairs, processor, "pairs"), batch_size, **options)
+    return Batches(_Reader(data, processor, "pairs"), batch_size, **options)
 
 
 def images(data: COCOCaptions, batch_size: int, processor: Processor, **options: Any) -> Batches:
     """Batches of `pixel_values` [B, 3, H, W] and `image_id` [B] of `data.image_ids`; `options` as in `batches`."""
-    first = {pair.image_id: pair for pair in reversed(data.pairs)}
-    pairs = [first[image_id] for image_id in data.image_ids]
-    return Batches(_Reader(data, pairs, processor, "images"), batch_size, **options)
+    return Batches(_Reader(data, processor, "images"), batch_size, **options)
 
 
 def captions(data: COCOCaptions, batch_size: int, processor: Processor, **options: Any) -> Batches:
     """Batches of pairs as in `batches` without their images, which are not read: `input_ids` and `attention_mask`
     [B, T], `image_id`, `caption` and `caption_id` [B]."""
-    return Batches(_Reader(data, data.pairs, processor, "captions"), batch_size, **options)
+    return Batches(_Reader(data, processor, "captions"), batch_size, **options)
 
 
 def check(root: str | Path, split: str = "val", limit: int | None = None, workers: int = 1) -> dict:
@@ -315,11 +351,11 @@ def check(root: str | Path, split: str = "val", limit: int | None = None, worker
     (why, None if there is none) and `bad_images`: image id -> (file name, message). Raises FileNotFoundError and
     DataError for the annotations, as `COCOCaptions`, and ValueError for a `limit` or `workers` below 1.
     """
-    names, texts = read_annotations(root, split)
+    workers = check_count("workers", workers, 1)
+    limit = None if limit is None else check_count("limit", limit, 1)
+    names, texts, order = read_annotations(root, split)
     folder = image_folder(root, split).path or Path(root, f"{split}2017")
     counts = [len(texts.get(image_id, ())) for image_id in names]
-    if workers < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"workers, limit = {workers}, {limit}: must be at least 1")
 
     def problem(image_id: int) -> str | None:
         try:
@@ -334,9 +370,9 @@ def check(root: str | Path, split: str = "val", limit: int | None = None, worker
         bad = {image_id: (names[image_id], message) for image_id, message in problems if message}
     return {
         "images": len(names),
-        "captions": sum(len(captions) for captions in texts.values()),
+        "captions": len(order),
         "captions_per_image": (min(counts), max(counts)),
-        "strays": sum(len(captions) for image_id, captions in texts.items() if image_id not in names),
+        "strays": sum(image_id not in names for image_id, _ in order),
         "checked": len(checked),
         "bad": len(bad),
         "first_bad": next((message for _, message in bad.values()), None),

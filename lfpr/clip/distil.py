@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from lfpr.clip.objectives import Batch, image_features
+from lfpr.checks import check_choice, check_count, check_entries, check_flag, check_kind, check_list
+from lfpr.clip.objectives import Batch, check_clip, image_features
 from lfpr.encoder import prunable
 from lfpr.files import DataError
 from lfpr.training.retrain import ReSt, TrainableMasks, retrain
@@ -35,6 +37,9 @@ def distil(
     after an interruption), `score`, `score_every`, `progress` as in `lfpr.retrain`, whose result is returned
     and whose errors are raised; ValueError for another `trained`.
     """
+    check_clip(clip)
+    check_kind("settings", settings, ReSt)
+    check_choice("trained", trained, TRAINED)
     tower = clip.vision_model
     settings = replace(settings, last_layers=settings.last_layers if trained == "last" else 0)
     return retrain(
@@ -51,17 +56,20 @@ def distil(
 
 def extra(tower: nn.Module, trained: str) -> list[nn.Parameter]:
     """Parameters trained beside masks and last layers. Raises ValueError unless `trained` is one of `TRAINED`."""
-    if trained not in TRAINED:
-        raise ValueError(f"trained = {trained!r}: must be one of {list(TRAINED)}")
+    check_kind("tower", tower, nn.Module)
+    check_choice("trained", trained, TRAINED)
     modules = [tower] if trained == "all" else [m for m in tower.modules() if isinstance(m, nn.LayerNorm)]
     return [parameter for module in modules for parameter in module.parameters()]
 
 
 def distillation_loss(clip: nn.Module) -> Callable[[Batch], tuple[Tensor, Tensor]]:
     """The loss of batches with `pixel_values` [B, 3, H, W] and the unpruned `image_features` [B, D]: the sum of 1 -
-    cos over the images, and their number, as `lfpr.retrain` takes them."""
+    cos over the images, and their number, as `lfpr.retrain` takes them. Raises ValueError for another model, or a batch
+    without these."""
+    check_clip(clip)
 
     def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+        check_entries("batch", batch, "image_features")
         cosines = F.cosine_similarity(image_features(clip, batch), batch["image_features"], dim=-1)
         return (1 - cosines).sum(), torch.tensor(len(cosines), device=cosines.device)
 
@@ -95,8 +103,16 @@ def loader(
 
     reader: `lfpr.clip.images(...).reader`; features [n, D]: of all its rows, though only those of `rows` count. The
     last batch of a pass is filled from the next pass, and one larger than a pass from several. The order follows from
-    `seed` alone. Reading raises DataError for an image that cannot be read any more.
+    `seed` alone. Reading raises DataError for an image that cannot be read any more; bad arguments raise ValueError.
     """
+    check_kind("features", features, Tensor)
+    rows = check_list("rows", rows, partial(check_count, most=len(features) - 1))
+    batch_size, steps = check_count("batch_size", batch_size, 1), check_count("steps", steps, 1)
+    seed, workers, pin_memory = (
+        check_count("seed", seed),
+        check_count("workers", workers),
+        check_flag("pin_memory", pin_memory),
+    )
     rng, images = np.random.default_rng(seed), batch_size * steps
     passes = [rng.permutation(rows) for _ in range(-(-images // len(rows)))]
     order = np.concatenate(passes)[:images].reshape(steps, batch_size).tolist()

@@ -11,13 +11,23 @@ so that 5,000 images by 25,000 captions take no more memory than some rows of th
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfpr.clip.objectives import Batch, image_features, text_features
+from lfpr.checks import (
+    check_above,
+    check_batches,
+    check_count,
+    check_entries,
+    check_kind,
+    check_list,
+    check_named,
+    check_number,
+)
+from lfpr.clip.objectives import Batch, check_clip, image_features, text_features
 from lfpr.cost import MacCost
 from lfpr.device import OnDevice
 from lfpr.encoder import prunable
@@ -26,6 +36,7 @@ from lfpr.modes import evaluating
 from lfpr.progress import bar
 
 TIE = 1e-12  # cosines that differ by less are equal up to the order of summation
+SHARE = {"allowed": "in [0, 1]", "fits": lambda share: 0 <= share <= 1}
 CHUNK = 256  # rows of the similarity table in memory
 
 
@@ -57,10 +68,14 @@ def encode_texts(clip: nn.Module, batches: Iterable[Batch], progress: str | None
 
 @torch.no_grad()
 def _encode(clip: nn.Module, batches: Iterable[Batch], encode: Callable, names: tuple[str, ...], progress: str | None):
+    check_clip(clip)
+    check_batches("batches", batches)
+    check_kind("progress", progress, str, None)
     features, ids = [], {name: [] for name in names}
     with evaluating(clip):
         for batch in bar(OnDevice(batches, next(clip.parameters()).device), progress):
             features.append(encode(clip, batch).float().cpu())
+            check_entries("batch", batch, *names)
             for name in names:
                 ids[name].append(batch[name].cpu())
     if not features:
@@ -79,11 +94,13 @@ def check_finite(name: str, features: Tensor, ids: Tensor | None = None) -> None
 def match(images: Encoded, texts: Encoded) -> Tensor:
     """For each text, the row of its image: int64 [T], the `pairs` of `recall`. ValueError if an image is not
     there."""
+    check_kind("images", images, Encoded)
+    check_kind("texts", texts, Encoded)
     row = {image_id: i for i, image_id in enumerate(images.image_id.tolist())}
     missing = [image_id for image_id in texts.image_id.tolist() if image_id not in row]
     if missing:
         raise ValueError(f"texts: {len(missing)} describe images that were not encoded, such as {missing[:3]}")
-    return torch.tensor([row[image_id] for image_id in texts.image_id.tolist()])
+    return torch.tensor([row[image_id] for image_id in texts.image_id.tolist()], device=images.features.device)
 
 
 def recall(
@@ -96,7 +113,7 @@ def recall(
     default the same row. An image's captions do not compete with each other. Images without captions are no queries,
     but can be found. Raises ValueError for other shapes or values.
     """
-    images, texts, pairs = _checked(image_features, text_features, pairs)
+    k, (images, texts, pairs) = _counts(k), _checked(image_features, text_features, pairs)
     text_ranks = torch.cat([rank for _, _, rank in _ranks(images, texts, pairs)])
     image_ranks = _image_ranks(images, texts, pairs)
     return _at(k, text_ranks) | _at(k, image_ranks, "i2t_")
@@ -104,16 +121,29 @@ def recall(
 
 def _checked(images: Tensor, texts: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Unit features in float64, and the row of each text's image."""
+    for name, features in (("image_features", images), ("text_features", texts)):
+        check_kind(name, features, Tensor)
+        if features.is_complex():
+            raise ValueError(f"{name}: expected real numbers, found {features.dtype}")
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1] or not len(texts):
         raise ValueError(f"features: shapes {tuple(images.shape)} of images and {tuple(texts.shape)} of texts")
     if pairs is None and len(images) != len(texts):
         raise ValueError(f"pairs: needed to match {len(texts)} texts with {len(images)} images")
-    pairs = torch.arange(len(texts)) if pairs is None else torch.as_tensor(pairs)
+    try:
+        pairs = torch.as_tensor(range(len(texts)) if pairs is None else pairs, device=texts.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"pairs: expected a row of images for each text, found {pairs!r:.80}") from error
+    if pairs.is_floating_point() or pairs.is_complex() or pairs.dtype == torch.bool:
+        raise ValueError(f"pairs: expected rows, whole numbers, found {pairs.dtype}")
     if pairs.shape != texts.shape[:1] or not 0 <= pairs.min() <= pairs.max() < len(images):
         raise ValueError(f"pairs: expected a row of {len(images)} images for each of {len(texts)} texts")
     check_finite("image features", images)
     check_finite("text features", texts)
-    return F.normalize(images.double(), dim=-1), F.normalize(texts.double(), dim=-1), pairs
+    return F.normalize(images.double(), dim=-1), F.normalize(texts.double(), dim=-1), pairs.long()
+
+
+def _counts(k: Any) -> tuple[int, ...]:
+    return check_list("k", k, partial(check_count, least=1))
 
 
 def _ranks(images: Tensor, texts: Tensor, pairs: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -163,6 +193,10 @@ def cascade(
     `reranked` (f: share of images that were re-ranked for some query) and `growth`: [queries, f] after the first 1, 2,
     4, 8, ... queries.
     """
+    m = check_count("m", m, 1)
+    check_kind("pruned_features", pruned_features, Tensor)
+    check_kind("full", full, Tensor, Callable)
+    check_kind("text_features", text_features, Tensor)
     levels = [Level(pruned_features, text_features), Level(full, text_features)]
     found = cascade_levels(levels, [m], k, pairs)
     return found | {"m": m, "reranked": found["reranked"][0]}
@@ -180,9 +214,14 @@ def cascade_levels(
     ...] after the first 1, 2, 4, 8, ... queries. Below a level's images the order before it stays. Raises ValueError
     for other shapes, numbers or values.
     """
-    m = list(m)
+    k, m = _counts(k), list(check_list("m", m, partial(check_count, least=1), 0))
+    check_kind("levels", levels, Sequence)
+    for number, level in enumerate(levels):
+        check_kind(f"levels[{number}]", level, Level)
+        check_kind(f"levels[{number}].texts", level.texts, Tensor)
+        check_kind(f"levels[{number}].images", level.images, Tensor, *([Callable] if number else []))
     if len(levels) != len(m) + 1 or not m:
-        raise ValueError(f"m = {m}: must hold a number for each level after the first, of {len(levels)}")
+        raise ValueError(f"m = {m}: must hold a number for each of the levels after the first, of {len(levels)}")
     images, texts, pairs = _checked(*levels[0], pairs)
     for most, number in zip([len(images), *m], m, strict=False):
         if not 1 <= number <= most:
@@ -222,8 +261,8 @@ def _rerank(level: Level, shortlist: Tensor, rank: Tensor, pairs: Tensor, first:
 
 def _first_query(shortlist: Tensor, images: int) -> Tensor:
     """For each image, the first query whose shortlist [T, m] holds it; T if none does."""
-    first = torch.full((images,), len(shortlist))
-    query = torch.arange(len(shortlist))[:, None].expand_as(shortlist)
+    first = torch.full((images,), len(shortlist), device=shortlist.device)
+    query = torch.arange(len(shortlist), device=shortlist.device)[:, None].expand_as(shortlist)
     return first.scatter_reduce(0, shortlist.flatten(), query.flatten(), "amin")
 
 
@@ -232,10 +271,11 @@ def _strong(full: Tensor | Callable[[Tensor], Tensor], count: int, size: int, ro
     if not callable(full) and full.shape != (count, size):
         raise ValueError(f"full: features {tuple(full.shape)}, expected {(count, size)}")
     features = full(rows) if callable(full) else full[rows]
+    check_kind("full(rows)", features, Tensor)
     if features.shape != (len(rows), size):
         raise ValueError(f"full: it gave {tuple(features.shape)}, expected {(len(rows), size)}")
     check_finite("full features", features, rows)
-    strong = torch.zeros(count, size, dtype=torch.float64)
+    strong = torch.zeros(count, size, dtype=torch.float64, device=features.device)
     strong[rows] = F.normalize(features.double(), dim=-1)
     return strong
 
@@ -247,14 +287,21 @@ def image_speedup(full_time: float, pruned_time: float, fraction: float) -> floa
     With f = m / I it is the speed-up of answering the first query over a collection of I new images. Raises ValueError
     for times that are not above 0, or a fraction outside [0, 1].
     """
-    if not (full_time > 0 and pruned_time > 0 and 0 <= fraction <= 1):
-        raise ValueError(f"times {full_time}, {pruned_time} must be above 0, fraction = {fraction} in [0, 1]")
+    full_time, pruned_time = check_above("full_time", full_time), check_above("pruned_time", pruned_time)
+    fraction = check_number("fraction", fraction, **SHARE)
     return levels_speedup([pruned_time, full_time], [fraction])
 
 
 def levels_speedup(times: Sequence[float], shares: Sequence[float]) -> float:
     """How much less time a cascade of any number of models takes to encode all images than its last one alone: times of
-    one image by each model, shares of all images that each later one encodes."""
+    one image by each model, shares of all images that each later one encodes. Raises ValueError for times that are not
+    above 0, or shares that are not in [0, 1], one for each later model."""
+    times, shares = (
+        check_list("times", times, check_above),
+        check_list("shares", shares, partial(check_number, **SHARE), 0),
+    )
+    if len(shares) != len(times) - 1:
+        raise ValueError(f"shares = {list(shares)}: must be {len(times) - 1}, one for each model after the first")
     return times[-1] / (times[0] + sum(share * time for share, time in zip(shares, times[1:], strict=True)))
 
 
@@ -263,6 +310,8 @@ def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 25) -> di
     """For each CLIP model: `parameters` and `macs` of its vision layers, `megabytes` (10⁶ bytes) of all its
     weights in float32, and `ms_per_image` of image encoding of `batch`, the median of `repeats` runs that
     alternate between the models."""
+    check_named("models", models)
+    check_entries("batch", batch, "pixel_values")
     length, run = vision_tokens(next(iter(models.values()))), partial(image_features, batch=batch)
     images = len(batch["pixel_values"])
     return side_by_side(models, run, lambda clip: prunable(clip.vision_model), length, images, "image", repeats)
@@ -270,11 +319,13 @@ def compare(models: dict[str, nn.Module], batch: Batch, repeats: int = 25) -> di
 
 def vision_cost(clip: nn.Module) -> MacCost:
     """MACs of the vision layers for one image: its patches and the class token."""
+    check_clip(clip)
     return MacCost(prunable(clip.vision_model), vision_tokens(clip))
 
 
 def vision_tokens(clip: nn.Module) -> int:
     """Positions of one image in the vision layers: its patches and the class token."""
+    check_clip(clip)
     vision = clip.config.vision_config
     return (vision.image_size // vision.patch_size) ** 2 + 1
 
@@ -287,6 +338,9 @@ def eccv_metrics(
     For COCO's Karpathy test split: features of its 5,000 images [I, D] and 25,000 captions [T, D], COCO's ids of both.
     Raises ImportError naming the extra if the package is absent, ValueError if captions of that split are.
     """
+    given = {"image_features": image_features, "text_features": text_features}
+    for name, value in (given | {"image_id": image_id, "caption_id": caption_id}).items():
+        check_kind(name, value, Tensor)
     try:
         from eccv_caption import Metrics
     except ImportError:
@@ -318,7 +372,7 @@ def best_answers(
     ECCV-Caption has at most 48 right answers to a query, so that 50 are enough.
     """
     best = {}
-    for part in torch.arange(len(queries)).split(CHUNK):
+    for part in torch.arange(len(queries), device=queries.device).split(CHUNK):
         rows = (queries[part] @ answers.T).topk(min(top, len(answers))).indices
         best |= zip(query_id[part].tolist(), answer_id[rows].tolist(), strict=True)
     return best

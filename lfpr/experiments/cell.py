@@ -6,16 +6,32 @@ experiment's spec. It is passed, hashed and printed as a whole.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from lfpr.experiments.kinds import check_count, check_fields, check_range
 from lfpr.experiments.specs import ExperimentSpec
 
 PLACE = ("method", "heuristic", "constraint", "percentile", "seed")
 """What places a cell on a curve; whatever else differs from the experiment's own way makes it a variant."""
 SCORINGS = ("per-sample", "batched", "released")
+RANGES = {
+    "constraint": ("in (0, 1]", lambda share: 0 < share <= 1),
+    "percentile": ("in [0, 100)", lambda percent: 0 <= percent < 100),
+    "percent": ("in (0, 100]", lambda percent: 0 < percent <= 100),
+    "scoring": (f"one of {list(SCORINGS)}", SCORINGS.__contains__),
+}
+"""Field -> what its value must be, and whether it is."""
+COUNTS = {
+    "seed": (0, 2**32 - 1),  # as NumPy's generators take them
+    "num_samples": (1,),
+    "step": (0,),
+    "steps": (1,),
+    "last_layers": (0,),
+    "heads_removed": (1,),
+}
+"""Field -> its smallest value, and its largest."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,9 @@ class Cell:
     search. seed: of the sample, of random scores, and of the order of retraining.
 
     rearranged, rescaled: Kwon et al.'s mask rearrangement and tuning; rescaled="released" is their own solver with the
-    task's released teacher and samples, True is `lfpr.rescale`. num_samples: samples behind the importance; scoring: a
+    task's released teacher and samples, True is `lfpr.rescale`. reconstructed: instead of mask values, the output
+    projections are refitted (`lfpr.reconstruct`); steps: in how many the budget is reached, each reconstructed and
+    scored anew (`lfpr.prune_in_steps`). num_samples: samples behind the importance; scoring: a
     gradient "per-sample", one per batch ("batched"), or as the task's released code has it ("released": TAP batches of
     8 with dropout, CLIP batches of 32 of its draw). percent: of the training data that retraining takes; last_layers:
     trained wholly; trained: which parts are.
@@ -44,17 +62,20 @@ class Cell:
     percentile: float | None = None
     seed: int = 0
     rearranged: bool | None = None
-    rescaled: bool | str | None = None
+    rescaled: bool | Literal["released"] | None = None
+    reconstructed: bool | None = None
+    steps: int | None = None
     num_samples: int | None = None
     scoring: str | None = None
     step: int | None = None
     percent: float | None = None
     last_layers: int | None = None
-    trained: str | None = None
+    trained: str | Literal[""] | None = None  # "": where nothing can be retrained
     heads_removed: int | None = None
     masks: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, method in (("heads_removed", "sensitivity"), ("masks", "given")):
             if (value := getattr(self, name)) is not None and self.method not in (None, method):
                 raise ValueError(f"{name} = {value!r}: is of method {method!r}, found method = {self.method!r}")
@@ -62,30 +83,15 @@ class Cell:
                 object.__setattr__(self, "method", method)
         if self.constraint is not None and self.percentile is not None:
             raise ValueError(f"constraint = {self.constraint}, percentile = {self.percentile}: give one of them")
-        self._number("constraint", "in (0, 1]", lambda value: 0 < value <= 1)
-        self._number("percentile", "in [0, 100)", lambda value: 0 <= value < 100)
-        self._number("percent", "in (0, 100]", lambda value: 0 < value <= 100)
-        least_of = {"seed": 0, "num_samples": 1, "step": 0, "last_layers": 0, "heads_removed": 1}
-        for name, least in least_of.items():
-            self._number(name, f"a whole number of at least {least}", lambda v, n=least: v >= n and v == int(v))
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, int(getattr(self, name)))  # 22.0 is another cell than 22, and no index
-        if not isinstance(self.rearranged, bool | None):
-            raise ValueError(f"rearranged = {self.rearranged!r}: must be True, False or None")
-        if not isinstance(self.rescaled, bool | None) and self.rescaled != "released":
-            raise ValueError(f"rescaled = {self.rescaled!r}: must be True, False, 'released' or None")
-        for name, kind in (("method", "a name"), ("trained", "a name"), ("masks", "a path")):
-            if not isinstance(getattr(self, name), str | None):
-                raise ValueError(f"{name} = {getattr(self, name)!r}: must be {kind}")
-        if self.scoring not in (None, *SCORINGS):
-            raise ValueError(f"scoring = {self.scoring!r}: must be one of {list(SCORINGS)}")
-
-    def _number(self, name: str, allowed: str, fits) -> None:
-        value = getattr(self, name)
-        if value is None and name != "seed":
-            return
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not fits(value):
-            raise ValueError(f"{name} = {value!r}: must be {allowed}")
+        for name, value in vars(self).items():
+            if value is not None and name in RANGES:
+                check_range(name, value, *RANGES[name])
+            elif value is not None and name in COUNTS:
+                check_count(name, value, *COUNTS[name])
+        if self.reconstructed and self.rescaled:
+            raise ValueError(f"rescaled = {self.rescaled!r}, reconstructed = True: give one of them")
+        if (self.steps or 1) > 1 and (not self.reconstructed or self.rearranged or self.percentile is not None):
+            raise ValueError(f"steps = {self.steps}: needs reconstructed = True, a constraint, and no rearranging")
 
     @property
     def heuristic(self) -> str:
@@ -135,7 +141,7 @@ class Cell:
         method = spec.method if self.method is None else self.method
         trained = spec.trained if self.trained is None else self.trained
         for name, value, allowed in (
-            ("method", method, spec.methods + spec.controls + spec.direct),
+            ("method", method, spec.methods + spec.controls + spec.direct + spec.whole),
             ("trained", trained, spec.ways or ("",)),
         ):
             if value not in allowed:
@@ -147,16 +153,32 @@ class Cell:
             self._check_direct(method)
         rearranged = self.rearranged
         if rearranged is None:
-            rearranged = spec.rearranged and method in with_gradients
+            rearranged = spec.rearranged and method in with_gradients and (self.steps or 1) == 1
         constraint = self.constraint
         if constraint is None and self.percentile is None and not direct:
             constraint = spec.constraint
         rescaled = self.rescaled
         if rescaled is None:
-            rescaled = spec.rescaled and not direct
+            rescaled = spec.rescaled and not direct and not self.reconstructed and method not in spec.whole
+        if method in spec.whole:
+            self._check_whole(method)
         return replace(
-            self, method=method, constraint=constraint, trained=trained, rearranged=rearranged, rescaled=rescaled
+            self,
+            method=method,
+            constraint=constraint,
+            trained=trained,
+            rearranged=rearranged,
+            rescaled=rescaled,
+            reconstructed=bool(self.reconstructed),
+            steps=self.steps or 1,
         )
+
+    def _check_whole(self, method: str) -> None:
+        if self.percentile is not None:
+            raise ValueError(f"percentile = {self.percentile}: method {method!r} prunes under a constraint")
+        for name in ("rescaled", "reconstructed"):
+            if getattr(self, name):
+                raise ValueError(f"{name} = {getattr(self, name)!r}: method {method!r} refits its weights itself")
 
     def _check_direct(self, method: str) -> None:
         for name in ("constraint", "percentile"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -20,19 +20,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lfpr.budget import check_choice, check_least
+from lfpr.checks import check_choice, check_least, check_number
 from lfpr.clip import coco
 from lfpr.clip.distil import distillation_loss, extra, loader
-from lfpr.clip.objectives import CAPTION, Attached, Batch, contrastive, image_features, label_free, text_features
+from lfpr.clip.objectives import (
+    CAPTION,
+    Attached,
+    Batch,
+    contrastive,
+    image_features,
+    label_free,
+    projected,
+    similarities,
+    text_features,
+)
 from lfpr.clip.processor import Processor
 from lfpr.clip.retrieval import Encoded, compare, encode_images, encode_texts, match, recall, vision_cost
 from lfpr.cost import MacCost
 from lfpr.device import RUNNING, OnDevice, moved
 from lfpr.encoder import prunable
 from lfpr.experiments.cell import SCORINGS, Cell
+from lfpr.experiments.kinds import check_fields
 from lfpr.experiments.runs import Stage, file_hash, fingerprint
+from lfpr.experiments.specs import PROJECTED
 from lfpr.experiments.task import Task
 from lfpr.files import CheckpointError, DataError, Located, locate, shipped, write_whole
+from lfpr.fisher import best
+from lfpr.kprune import KPrune
 from lfpr.masks import Masks
 from lfpr.mini.coco import write_coco
 from lfpr.released.clip import BATCH, SENSITIVITY_FIRST, draw, save_clip
@@ -53,20 +67,22 @@ class CLIPSettings:
     """Sizes and amounts of a profile.
 
     num_samples: training images, with their first captions, behind the importance, in batches of `score_batch` (the
-    contrastive loss compares within a batch); scoring: "per-sample" label-free gradients per image, which give a better
-    importance and take 4 bytes for each image and mask, "batched", or "released": one per batch of 32, the samples
-    those that the fork for CLIP draws (`lfpr.released.draw`). sensitivity_samples: as num_samples, of sensitivity
-    pruning; sensitivity_seed: of its study. rescale_samples, rescale_batch, ridge: of the least-squares mask tuning
-    (`lfpr.rescale`). rest: learning rates of the distillation, which makes `retrain_passes` passes, whole or in part,
-    over `retrain_images` training images (0: all) or a share of them, in batches of `retrain_batch`, at least one, with
-    a checkpoint after every `checkpoint_every`. eval_batch: images or captions encoded at a time; num_eval: validation
-    images, all if 0; eval_captions: their "first" captions, as published, or "all". shortlist: m, images that the full
-    model re-ranks; reranked: f, the published share of images that it is assumed ever to encode. first_level: another
-    CLIP, a folder or hub id, whose ranking comes before the pruned model's in one more cascade, of three levels;
-    shortlists: how many images each of the later two re-ranks. released_files: keep each model as the fork's files,
-    too. workers: at most how many processes decode images; on_error: "stop" at a broken image or "skip" it.
-    eval_precision: "bf16" lets a GPU encode in mixed precision where no gradient is taken, which changes features in
-    the third digit. train_images, val_images: of the mini data.
+    contrastive loss compares within a batch); scoring: "per-sample" label-free gradients per image, which give a
+    better importance and take 4 bytes for each image and mask, "batched", or "released": one per batch of 32, the
+    samples those that the fork for CLIP draws (`lfpr.released.draw`). sensitivity_samples: as num_samples, of
+    sensitivity pruning; sensitivity_seed: of its study. rescale_samples, rescale_batch, ridge: of the least-squares
+    mask tuning (`lfpr.rescale`); reconstruct_samples: images that output projections are refitted on
+    (`lfpr.reconstruct`); kprune: K-prune's settings, tuned (`lfpr.kprune.tune`). rest: learning rates of the
+    distillation, which makes `retrain_passes` passes, whole or in part, over `retrain_images` training images (0:
+    all) or a share of them, in batches of `retrain_batch`, at least one, with a checkpoint after every
+    `checkpoint_every`. eval_batch: images or captions encoded at a time; num_eval: validation images, all if 0;
+    eval_captions: their "first" captions, as published, or "all". shortlist: m, images that the full model re-ranks;
+    reranked: f, the published share of images that it is assumed ever to encode. first_level: another CLIP, a folder
+    or hub id, whose ranking comes before the pruned model's in one more cascade, of three levels; shortlists: how
+    many images each of the later two re-ranks. released_files: keep each model as the fork's files, too. workers: at
+    most how many processes decode images; on_error: "stop" at a broken image or "skip" it. eval_precision: "bf16"
+    lets a GPU encode in mixed precision where no gradient is taken, which changes features in the third digit.
+    train_images, val_images: of the mini data.
     """
 
     num_samples: int
@@ -75,6 +91,7 @@ class CLIPSettings:
     sensitivity_samples: int
     rescale_samples: int
     rescale_batch: int
+    reconstruct_samples: int
     rest: ReSt
     retrain_batch: int
     retrain_passes: float
@@ -82,6 +99,7 @@ class CLIPSettings:
     retrain_images: int = 0
     checkpoint_every: int = 100
     ridge: float = 0.1
+    kprune: KPrune = field(default_factory=KPrune)
     num_eval: int = 0
     eval_captions: str = "first"
     shortlist: int = 50
@@ -97,23 +115,21 @@ class CLIPSettings:
     val_images: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choice("scoring", self.scoring, SCORINGS)
         check_choice("eval_captions", self.eval_captions, ("first", "all"))
         check_choice("on_error", self.on_error, coco.ON_ERROR)
         check_choice("eval_precision", self.eval_precision, RUNNING)
         sizes = ("num_samples", "score_batch", "rescale_samples", "rescale_batch", "retrain_batch", "eval_batch")
-        check_least(self, 1, *sizes, "shortlist", "sensitivity_samples", "checkpoint_every")
+        check_least(self, 1, *sizes, "shortlist", "sensitivity_samples", "checkpoint_every", "reconstruct_samples")
         counts = ("num_eval", "retrain_images", "sensitivity_seed", "train_images", "val_images", "workers")
         check_least(self, 0, *counts, "ridge")
-        if not isinstance(self.first_level, str | None):
-            raise ValueError(f"first_level = {self.first_level!r}: must be a folder or hub id")
-        if not self.retrain_passes > 0:
-            raise ValueError(f"retrain_passes = {self.retrain_passes}: must be above 0")
-        if not 0 <= self.reranked <= 1:
-            raise ValueError(f"reranked = {self.reranked}: must be in [0, 1]")
-        lists = self.shortlists
-        if len(lists) != 2 or not all(isinstance(m, int) for m in lists) or not lists[0] >= lists[1] >= 1:
-            raise ValueError(f"shortlists = {lists}: must be two whole numbers, the first at least the second, from 1")
+        check_number("retrain_passes", self.retrain_passes, "above 0", lambda passes: passes > 0)
+        check_number("reranked", self.reranked, "in [0, 1]", lambda share: 0 <= share <= 1)
+        if not self.shortlists[0] >= self.shortlists[1] >= 1:
+            raise ValueError(
+                f"shortlists = {self.shortlists}: must be two whole numbers, the first at least the second, from 1"
+            )
 
 
 class Reference(NamedTuple):
@@ -136,6 +152,7 @@ class CLIPTask(Task):
             sensitivity_samples=1024,
             rescale_samples=256,
             rescale_batch=64,
+            reconstruct_samples=1024,
             rest=ReSt(last_layers=2, lr=1e-3, mask_lr=1e-2, clip=1.0, cosine=True),
             retrain_batch=64,
             retrain_passes=2.5,
@@ -153,6 +170,7 @@ class CLIPTask(Task):
             sensitivity_seed=8,
             rescale_samples=1024,
             rescale_batch=32,
+            reconstruct_samples=2048,
             rest=ReSt(last_layers=2, lr=1e-5, mask_lr=1e-3, clip=1.0, cosine=True),
             retrain_batch=64,
             retrain_passes=0.65,
@@ -330,15 +348,25 @@ class CLIPTask(Task):
             pairs = OnDevice(coco.batches(data, size, self.processor, **self.reading), self.device)
             return Attached(pairs, "text_features", lambda batch: text_features(self.model, batch), CAPTION)
         images = OnDevice(self.images("train", size, **drawn), self.device)
-        return Attached(images, "image_features", lambda batch: image_features(self.model, batch))
+        return self._attached(images)
 
-    def objective(self, cell: Cell) -> Callable[[Batch], Tensor]:
-        """CLIP's contrastive loss (fisher, sensitivity), or the label-free objective."""
-        return contrastive(self.model) if cell.method in CONTRASTIVE else label_free(self.model)
+    def objective(self, cell: Cell, model: CLIPModel | None = None) -> Callable[[Batch], Tensor]:
+        """CLIP's contrastive loss (fisher, sensitivity), the label-free objective, or one of the model's own answers
+        (`lfpr.fisher`): which image of the batch each is, or a random projection of its unit feature."""
+        model = self.model if model is None else model
+        if cell.method == "self-fisher":
+            return lambda batch: best(self.predictions(model, batch))
+        if cell.method in PROJECTED:
+            return projected(model, cell.seed)
+        return contrastive(model) if cell.method in CONTRASTIVE else label_free(model)
+
+    def predictions(self, model: CLIPModel, batch: Batch) -> Tensor:
+        """Similarities [B, B], in units of CLIP's temperature, of a model's image features to the unpruned one's."""
+        return similarities(model, batch)
 
     def per_sample(self, cell: Cell) -> bool:
         """As the cell says; the contrastive loss compares the images of a batch and has no gradient per sample."""
-        return cell.scoring == "per-sample" and cell.method == "label-free"
+        return cell.scoring == "per-sample" and cell.method not in CONTRASTIVE
 
     def sample_numbers(self, cell: Cell) -> dict[str, Any]:
         """How many images."""
@@ -352,7 +380,10 @@ class CLIPTask(Task):
 
     def calibration(self, seed: int) -> OnDevice:
         """Training images."""
-        indices = self.sample("train", self.settings.rescale_samples, seed)
+        return self._calibrating(self.settings.rescale_samples, seed)
+
+    def _calibrating(self, count: int, seed: int) -> OnDevice:
+        indices = self.sample("train", count, seed)
         return OnDevice(self.images("train", self.settings.rescale_batch, indices=indices), self.device)
 
     def released_teacher(self, cell: Cell) -> None:
@@ -363,9 +394,21 @@ class CLIPTask(Task):
         """All images behind the importance."""
         return OnDevice(self.images("train", BATCH, **self.drawn(cell)), self.device)
 
-    def run(self, batch: Batch) -> Tensor:
+    def reconstruction(self, seed: int) -> OnDevice:
+        """As `calibration`, as many as the settings say."""
+        return self._calibrating(self.settings.reconstruct_samples, seed)
+
+    def predicted(self, seed: int) -> Attached:
+        """The same with the unpruned model's features."""
+        return self._attached(self.reconstruction(seed))
+
+    def _attached(self, images: Iterable[Batch]) -> Attached:
+        return Attached(images, "image_features", lambda batch: image_features(self.model, batch))
+
+    def run(self, batch: Batch, model: CLIPModel | None = None) -> Tensor:
         """The tower's pooled output."""
-        return self.model.vision_model(pixel_values=batch["pixel_values"]).pooler_output
+        model = self.model if model is None else model
+        return model.vision_model(pixel_values=batch["pixel_values"]).pooler_output
 
     # ---- retraining
 

@@ -7,7 +7,8 @@ notebooks show them one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import nn
 from lfpr.cost import LinearCost
 from lfpr.encoder import PrunableEncoder
 from lfpr.experiments.cell import Cell
-from lfpr.experiments.methods import METHODS, Method, given_file
+from lfpr.experiments.methods import METHODS, Method, Pruned, given_file
 from lfpr.experiments.runs import Run, Runs, Stage, checkpoint_of, file_hash
 from lfpr.experiments.specs import ExperimentSpec
 from lfpr.experiments.task import Task
@@ -27,12 +28,14 @@ from lfpr.files import write_json
 from lfpr.gradients import MaskGradients, collect_gradients
 from lfpr.masks import Importance, Masks
 from lfpr.rearrange import rearrange
+from lfpr.reconstruct import Refit, reconstruct
 from lfpr.released import rescale as released_rescale
 from lfpr.released.masks import mask_files
 from lfpr.rescale import Rescaled, rescale
 from lfpr.save import load_pruned
 from lfpr.search import search, search_proportional, search_threshold
 from lfpr.shrink import fold, shrink, verify_equivalent
+from lfpr.steps import prune_in_steps
 from lfpr.training.processes import with_helpers
 from lfpr.training.retrain import TrainableMasks, retrain
 
@@ -96,6 +99,9 @@ class Experiment:
         resolved = (cell or Cell()).resolved(self.spec, with_gradients)
         method = METHODS[resolved.method]
         resolved = method.complete(self, resolved)
+        if resolved.steps > 1 and method.anew is None:
+            able = [name for name, each in METHODS.items() if each.anew]
+            raise ValueError(f"steps = {resolved.steps}: {resolved.method!r} scores nothing anew, as {able} do")
         own = {"num_samples": method.samples, "scoring": "scoring"} | ({} if method.masks else {"step": "step"})
         settings = {
             name: getattr(self.settings, setting, None)
@@ -121,12 +127,16 @@ class Experiment:
         if cell.heads_removed is not None:
             key |= {"heads_removed": cell.heads_removed}
         key |= {"released_files": True} if self._writes_released else {}
+        if cell.method == "kprune":
+            key |= {"kprune": asdict(self.settings.kprune)}
+        if METHODS[cell.method].whole:
+            key |= self.task.refitting
+        if cell.reconstructed:
+            key |= {"reconstructed": True, "steps": cell.steps} | self.task.refitting
         return key | (self.task.fitting if cell.rescaled is True else {}) | self.task.evaluation
 
     def _retrain_key(self, cell: Cell) -> dict[str, Any]:
-        if (cell.last_layers or 0) > self.encoder.num_layers:
-            layers = self.encoder.num_layers
-            raise ValueError(f"last_layers = {cell.last_layers}: the encoder has only {layers} layers")
+        self.encoder.last(cell.last_layers or 0)  # there are as many
         amounts, settings = self.task.amounts(cell)
         profile = self.task.default_settings(self.spec, self.profile)
         own, batch = (getattr(each, "score_batch", None) for each in (profile, self.settings))
@@ -150,9 +160,11 @@ class Experiment:
         return self._searching(cell).importance(self, cell)
 
     def _searching(self, cell: Cell) -> Method:
-        if METHODS[cell.method].masks:
-            raise ValueError(f"method = {cell.method!r}: gives masks and no importance: call searched(cell)")
-        return METHODS[cell.method]
+        method = METHODS[cell.method]
+        if method.masks or method.whole:
+            gives = "masks and no importance: call searched(cell)" if method.masks else "a model: call pruned(cell)"
+            raise ValueError(f"method = {cell.method!r}: gives {gives}")
+        return method
 
     def collect(self, cell: Cell) -> MaskGradients:
         """The gradients of the method's objective with respect to the masks, over the cell's sample."""
@@ -224,6 +236,58 @@ class Experiment:
         own = self.task.fit_options if solver is rescale else {}
         return solver(self.encoder, masks, self.task.calibration(seed), self.task.run, **own | options)
 
+    def reconstruct(self, small: nn.Module, cell: Cell | None = None, **options: Any) -> tuple[Refit, ...]:
+        """Refit the output projections of a pruned model, in place, to the unpruned one's (`lfpr.reconstruct`, whose
+        `options` these are), on unlabelled training data."""
+        batches = self.task.reconstruction(self.cell(cell).seed)
+        return reconstruct(self.model, small, batches, self._run, self.part, **options)
+
+    def _run(self, model: nn.Module, batch: Any) -> Any:
+        return self.task.run(batch, model)
+
+    def in_steps(self, cell: Cell, folder: Path | None = None) -> Pruned:
+        """A cell's model, pruned in steps (`lfpr.prune_in_steps`)."""
+        cell, task = self.cell(cell), self.task
+        known = iter([self.importance(cell)])  # of the unpruned model
+
+        def score(encoder: PrunableEncoder) -> Importance:
+            return next(known, None) or METHODS[cell.method].anew(self, cell, encoder.module, encoder)
+
+        def find(importance: Importance, cost: LinearCost, constraint: float) -> Masks:
+            return self.search(importance, replace(cell, constraint=constraint))
+
+        done = prune_in_steps(
+            self.model,
+            self.cost,
+            cell.constraint,
+            cell.steps,
+            score,
+            lambda: task.reconstruction(cell.seed),
+            self._run,
+            self.part,
+            find,
+            folder=folder,
+        )
+        batches = task.check_batches()
+        gap = verify_equivalent(done.wide, done.masks, done.small, batches, task.forward, ATOL, done.part)
+        return Pruned(done.small, done.masks, gap, tuple(row for report in done.reports for row in report))
+
+    def pruned(self, cell: Cell | None = None, folder: Path | None = None) -> Pruned:
+        """A cell's pruned model: search, rearrange, rescale (mask tuning, Kwon et al.), shrink, verify, reconstruct; or
+        in steps, or by a method that does it all. What 03_prune shows.
+
+        The small model equals the masked one before it is reconstructed, which is checked.
+        """
+        cell = self.cell(cell)
+        if whole := METHODS[cell.method].whole:
+            return whole(self, cell, folder)
+        if cell.steps > 1:
+            return self.in_steps(cell, folder)
+        masks = self.rescaled(self.searched(cell), cell, folder)
+        small = shrink(self.model, masks, self.part)
+        gap = self.verify(masks, small)
+        return Pruned(small, masks, gap, self.reconstruct(small, cell, folder=folder) if cell.reconstructed else ())
+
     def verify(self, masks: Masks, pruned: nn.Module) -> float:
         """The largest difference between masked and shrunk model on some validation data.
 
@@ -243,14 +307,26 @@ class Experiment:
                 run.cell = cell
             yield run
 
-    def finish(self, run: Run, model: nn.Module, masks: Masks, log: list[dict] | None = None, **numbers: Any) -> None:
+    def finish(
+        self,
+        run: Run,
+        model: nn.Module,
+        masks: Masks,
+        log: list[dict] | None = None,
+        report: Sequence[Any] = (),
+        **numbers: Any,
+    ) -> None:
         """Save a pruned or retrained model with its masks and, of a training, its log; score it; keep the stage.
 
         Files: `masks.safetensors` (heads [L, H], neurons [L, N], zero where removed), the model in `model/`, `log.json`
-        (loss, gradient norm and seconds of each iteration) and what the task adds; with the setting `released_files`,
-        also those that the released code would write for this cell.
+        (loss, gradient norm and seconds of each iteration), `report.json` (of what was refitted) and what the task
+        adds; with the setting `released_files`, also those that the released code would write for this cell. `seconds`
+        of the result are those so far: without scoring.
         """
+        numbers |= {"seconds": run.seconds}
         masks.save(run.folder / "masks.safetensors")
+        if report:
+            write_json(run.folder / "report.json", [asdict(row) for row in report])
         if log is not None:
             write_json(run.folder / "log.json", log)
             numbers |= {"iterations": len(log), "minutes": log[-1]["seconds"] / 60}
@@ -260,14 +336,12 @@ class Experiment:
         run.finish(self.task.save(model, run.folder) | scale_range(masks) | numbers)
 
     def prune(self, cell: Cell | None = None) -> Stage:
-        """Search, rearrange, rescale (mask tuning, Kwon et al.), shrink, verify, save, score: what 03_prune shows."""
+        """`pruned`, saved and scored."""
         cell = self.cell(cell)
         with self.stage("prune", cell) as run:
             if run:
-                masks = self.searched(cell)
-                masks = self.rescaled(masks, cell, run.folder)
-                pruned = shrink(self.model, masks, self.part)
-                self.finish(run, pruned, masks, largest_difference=self.verify(masks, pruned))
+                model, masks, gap, report = self.pruned(cell, run.folder)
+                self.finish(run, model, masks, report=report, largest_difference=gap)
         return self.runs.load("prune", self._key("prune", cell))
 
     def load(self, stage: Stage) -> nn.Module:
@@ -322,6 +396,19 @@ class Experiment:
     def teach(self, cell: Cell | None = None) -> Stage:
         """What retraining a cell learns from, made once: by the unpruned model, if nothing else has it."""
         return self.task.teach(self.cell(cell))
+
+    def seconds(self, cell: Cell | None = None, retrained: bool = False) -> float:
+        """Seconds that finished stages took to make a cell's pruned or retrained model: importance, pruning, its share
+        of the teacher's work, retraining; scoring left out. NaN for stages of which this is not known."""
+        cell = self.cell(cell)
+        total = self.prune(cell).result.get("seconds", math.nan)
+        if METHODS[cell.method].anew or cell.method == "activation":
+            key = self.sample_key(cell) | {"inputs": self.task.inputs}
+            total += self.runs.load("importance", key).provenance["seconds"]
+        if retrained:
+            taught = self.teach(cell).provenance["seconds"] * self.amounts(cell)["percent"] / 100
+            total += taught + self.retrain(cell).result.get("seconds", math.nan)
+        return total
 
     def speed(self, cell: Cell | None = None) -> Stage:
         """Size and time of the unpruned, the pruned and the retrained model of a cell, measured side by side here."""

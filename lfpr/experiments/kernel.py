@@ -37,6 +37,7 @@ WARM = "lfpr-warm"
 """The name of the engine."""
 DIAGNOSTIC = "diagnostic"
 START_TIMEOUT = RESET_TIMEOUT = 120  # seconds; other jobs may keep the machine busy
+LAST_LINES = 60
 ARGUMENTS = ["--HistoryManager.hist_file=:memory:"]
 QUIET = logging.getLogger("lfpr.kernel")  # what goes wrong is in the notebook
 QUIET.addHandler(logging.NullHandler())
@@ -57,6 +58,7 @@ class WarmKernel:
         self.starts = 0
         self.manager: AsyncKernelManager | None = None
         self.client: Any = None
+        self.log: Path | None = None
         self.language: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -85,11 +87,13 @@ class WarmKernel:
         return psutil.Process(self.manager.provisioner.pid).memory_info().rss / 2**20
 
     def exit_status(self) -> str:
-        """How a dead kernel ended, in words."""
+        """How a dead kernel ended, in words, and the last lines of its process, if it wrote any."""
         code = wait(self.manager.provisioner.poll())
+        how = f"exit status {code}"
         if code is not None and code < 0:
-            return f"ended by {signal.Signals(-code).name}" + (", as when memory runs out" if code == -9 else "")
-        return f"exit status {code}"
+            how = f"ended by {signal.Signals(-code).name}" + (", as when memory runs out" if code == -9 else "")
+        last = self.log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
+        return "\n".join([how, *last])
 
     def stop(self, now: bool = False) -> None:
         """End the kernel; asked to, unless `now`."""
@@ -116,12 +120,16 @@ class WarmKernel:
         self.manager = AsyncKernelManager(
             kernel_name="python3", transport="ipc", ip=str(place / "s"), connection_file=str(place / "kernel.json")
         )
+        # What its process writes, beside its cells, is of use if it dies; else it is noise, as when sockets close.
+        self.log = place / "log"
         # One malloc arena: the thread of backward passes would keep another, a hundred megabytes of freed memory.
-        defaults = {"MALLOC_ARENA_MAX": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        defaults = {"MALLOC_ARENA_MAX": "1", "PYTHONFAULTHANDLER": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         environment = {**defaults, **os.environ, **self.environment}
         self.starts += 1
         try:
-            wait(self.manager.start_kernel(extra_arguments=ARGUMENTS, cwd=os.getcwd(), env=environment))
+            with self.log.open("w") as log:
+                output = {"stdout": log, "stderr": log}
+                wait(self.manager.start_kernel(extra_arguments=ARGUMENTS, cwd=os.getcwd(), env=environment, **output))
             self.client = self.manager.client()
             self.client.start_channels()
             wait(self.client.wait_for_ready(timeout=START_TIMEOUT))

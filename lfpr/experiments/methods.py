@@ -11,21 +11,36 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lfpr.encoder import PrunableEncoder
 from lfpr.experiments.cell import Cell
 from lfpr.experiments.runs import Stage
 from lfpr.files import checkout
+from lfpr.gradients import collect_gradients
 from lfpr.importance import activation_importance, magnitude, random_importance
+from lfpr.kprune import KPrune, kprune
 from lfpr.masks import Importance, Masks
 from lfpr.released.masks import load_masks, save_head_mask
 from lfpr.sensitivity import all_but_one
+from lfpr.surgeon import surgeon_importance
 
 if TYPE_CHECKING:
     from lfpr.experiments.experiment import Experiment
+
+
+class Pruned(NamedTuple):
+    """A pruned model of a cell, with its masks [L, H] and [L, N]; `difference`: the largest between the masked model
+    and the small one, before it is refitted, None where these take turns; `report`: what was refitted, a dataclass
+    each."""
+
+    model: nn.Module
+    masks: Masks
+    difference: float | None
+    report: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,8 +48,10 @@ class Method:
     """How a method's importance of a resolved cell is computed or loaded; `gradients`: its masks can be rearranged.
 
     Without a `common_scale` of heads and neurons, both are kept in the same proportion; `sampled`: it looks at data, as
-    many samples as the setting `samples` says. A method with `masks` gives masks of a resolved cell, and no importance;
-    `complete` gives the cell in the one form that names its stage, checked against the experiment.
+    many samples as the setting `samples` says; `anew`: the same of a copy of the model that is pruned in part, without
+    being kept. A method that is `whole` prunes and refits a resolved cell's model itself. A method with `masks` gives
+    masks of a resolved cell, and no importance; `complete` gives the cell in the one form that names its stage, checked
+    against the experiment.
     """
 
     importance: Callable[[Experiment, Cell], Importance] | None = None
@@ -43,6 +60,8 @@ class Method:
     sampled: bool = True
     samples: str = "num_samples"
     masks: Callable[[Experiment, Cell], Masks] | None = None
+    anew: Callable[[Experiment, Cell, nn.Module, PrunableEncoder], Importance] | None = None
+    whole: Callable[[Experiment, Cell, Path], Pruned] | None = None
     complete: Callable[[Experiment, Cell], Cell] = lambda experiment, cell: cell
 
 
@@ -62,13 +81,49 @@ def by_gradients(experiment: Experiment, cell: Cell, kind: str = "squared") -> I
     return Importance.load(stage.folder / "importance.safetensors")
 
 
+def by_gradients_anew(
+    experiment: Experiment, cell: Cell, model: nn.Module, encoder: PrunableEncoder, kind: str = "squared"
+) -> Importance:
+    """`by_gradients` of a copy of the model."""
+    task = experiment.task
+    objective, per_sample = task.objective(cell, model), task.per_sample(cell)
+    return collect_gradients(encoder, task.batches(cell), objective, per_sample, progress=cell.method).importance(kind)
+
+
+def by_surgeon(experiment: Experiment, cell: Cell) -> Importance:
+    """What removing a head or neuron costs once the rest is refitted."""
+
+    return _kept(experiment, cell, lambda: surgeon_anew(experiment, cell, experiment.model, experiment.encoder))
+
+
+def surgeon_anew(experiment: Experiment, cell: Cell, model: nn.Module, encoder: PrunableEncoder) -> Importance:
+    """`by_surgeon` of a copy of the model."""
+    objective = experiment.task.objective(cell, model)
+    return surgeon_importance(encoder, experiment.task.batches(cell), objective, progress=cell.method)
+
+
+def by_kprune(experiment: Experiment, cell: Cell, folder: Path, published: bool = False) -> Pruned:
+    """K-prune with the published settings, or those of the experiment's that are tuned for it."""
+    settings = KPrune() if published else experiment.settings.kprune
+    task, batches = experiment.task, list(experiment.task.predicted(cell.seed))
+    cost, part = experiment.cost, experiment.part
+    model, masks, rounds = kprune(
+        experiment.model, batches, task.predictions, cost, cell.constraint, settings, part, folder
+    )
+    return Pruned(model, masks, None, rounds)
+
+
 def by_activations(experiment: Experiment, cell: Cell) -> Importance:
     """What heads and neurons add to the residual stream."""
+    task = experiment.task
+    return _kept(experiment, cell, lambda: activation_importance(experiment.encoder, task.batches(cell), task.run))
+
+
+def _kept(experiment: Experiment, cell: Cell, compute: Callable[[], Importance]) -> Importance:
+    """An importance of the cell's sample, computed once."""
 
     def build(folder: Path) -> dict:
-        batches = experiment.task.batches(cell)
-        importance = activation_importance(experiment.encoder, batches, experiment.task.run)
-        importance.save(folder / "importance.safetensors")
+        compute().save(folder / "importance.safetensors")
         return experiment.task.sample_numbers(cell)
 
     stage = experiment.task.stage("importance", experiment.sample_key(cell), build)
@@ -177,9 +232,14 @@ def _fitting(experiment: Experiment, cell: Cell) -> Cell:
 
 
 METHODS: dict[str, Method] = {
-    "label-free": Method(by_gradients, gradients=True),
-    "fisher": Method(by_gradients, gradients=True),
-    "absolute": Method(partial(by_gradients, kind="absolute")),
+    "label-free": Method(by_gradients, gradients=True, anew=by_gradients_anew),
+    "fisher": Method(by_gradients, gradients=True, anew=by_gradients_anew),
+    "self-fisher": Method(by_gradients, gradients=True, anew=by_gradients_anew),
+    "true-fisher": Method(by_gradients, gradients=True, anew=by_gradients_anew),
+    "surgeon": Method(by_surgeon, anew=surgeon_anew),
+    "kprune": Method(whole=by_kprune, samples="reconstruct_samples"),
+    "kprune-published": Method(whole=partial(by_kprune, published=True), samples="reconstruct_samples"),
+    "absolute": Method(partial(by_gradients, kind="absolute"), anew=partial(by_gradients_anew, kind="absolute")),
     "magnitude": Method(lambda experiment, cell: magnitude(experiment.encoder), common_scale=False, sampled=False),
     "l1": Method(lambda experiment, cell: magnitude(experiment.encoder, norm=1), common_scale=False, sampled=False),
     "random": Method(

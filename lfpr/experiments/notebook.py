@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import asdict
 from typing import Any
+
+import yaml
 
 from lfpr.experiments import open_experiment
 from lfpr.experiments.cell import CELL_FIELDS, Cell
 from lfpr.experiments.experiment import Experiment
-from lfpr.experiments.parameters import check_names, declared
+from lfpr.experiments.parameters import OPENING, check_names, check_parameters, declared, of_checkout
 
-OPENING = ("experiment", "profile", "runs", "data_root", "checkpoint", "device")
 INJECTED = "# Parameters"  # how papermill begins the cell that it adds
 
 
-def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[str] = ()) -> tuple[Experiment, Cell]:
+def from_parameters(
+    notebook: str, namespace: MutableMapping[str, Any], own: Iterable[str] = ()
+) -> tuple[Experiment, Cell]:
     """The experiment and the cell that a notebook's parameters name; to be called with its `globals()`.
 
     Parameters are those of `open_experiment`, fields of `Cell`, settings of the experiment's profile, one by one or any
@@ -30,17 +34,13 @@ def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[s
     """
     values = read_parameters(notebook, namespace)
     cell = Cell(**{name: value for name, value in values.items() if name in CELL_FIELDS})
-    settings = values.pop("settings", None) or {}
-    if not isinstance(settings, Mapping) or (
-        wrong := [name for name in settings if name in OPENING or values.get(name) is not None]
-    ):
-        what = f"{wrong[0]} is a parameter of its own" if isinstance(settings, Mapping) else "must be a mapping"
-        raise ValueError(f"settings = {settings!r}: {what}; settings are such as {{lr: 1.0e-5}}")
-    settings = {str(name): value for name, value in settings.items()}
-    settings = {name: values[name] for name in values if name not in {*OPENING, *CELL_FIELDS, *own}} | settings
+    settings = {str(name): value for name, value in (values.pop("settings", None) or {}).items()}
+    others = {*OPENING, *CELL_FIELDS, *own}
+    settings |= {name: value for name, value in values.items() if name not in others and value is not None}
     experiment = open_experiment(**{name: values[name] for name in OPENING if name in values}, **settings)
     cell = experiment.cell(cell)
-    _check_own(experiment, values)
+    if values.get("submission"):
+        experiment.task.require_test()
     if any(name in values for name in CELL_FIELDS):
         experiment.check(cell)
     print(experiment)
@@ -49,34 +49,45 @@ def from_parameters(notebook: str, namespace: Mapping[str, Any], own: Iterable[s
     return experiment, cell
 
 
-def _check_own(experiment: Experiment, values: Mapping[str, Any]) -> None:
-    """Raises ValueError or FileNotFoundError for what 05 would find at its end."""
-    studies, submission = values.get("studies") or [], values.get("submission")
-    if not isinstance(studies, list | tuple) or set(studies) - set(experiment.spec.studies):
-        raise ValueError(f"studies = {studies!r}: must be a list of some of {list(experiment.spec.studies)}")
-    if submission is not None:
-        if not isinstance(submission, str) or not submission:
-            raise ValueError(f"submission = {submission!r}: must be a file, such as answers.json")
-        experiment.task.require_test()
-
-
-def read_parameters(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a notebook's parameters; prints the command that runs it again with them. Raises ValueError for a
-    parameter that the notebook does not have."""
+def read_parameters(notebook: str, namespace: MutableMapping[str, Any]) -> dict[str, Any]:
+    """The values of a notebook's parameters; prints the command that runs it again with them. Relative paths become the
+    checkout's, in `namespace`, too. Raises ValueError for a parameter that the notebook does not have, naming the
+    nearest one, or for a value that is not allowed."""
     defaults = declared(notebook)
     check_names(notebook, _injected(namespace), defaults)
     values = {name: namespace[name] for name in defaults}
+    check_parameters(notebook, values)
     print(command(notebook, {name: value for name, value in values.items() if value != defaults[name]}))
+    values = of_checkout(values)
+    namespace.update(values)
+    if values.get("settings"):
+        values["settings"] = of_checkout(values["settings"])
     return values
 
 
 def command(notebook: str, parameters: Mapping[str, Any]) -> str:
-    """The papermill command that runs a notebook with these parameters."""
+    """The papermill command that runs a notebook of its folder with these parameters, for a shell."""
     words = ["papermill", f"{notebook}.ipynb", "OUT.ipynb"]
     for name, value in parameters.items():
-        plain = isinstance(value, str | int | float | None)
-        words += ["-p", name, str(value)] if plain else ["-y", json.dumps({name: value})]
+        if isinstance(value, str):
+            words += ["-r" if _is_read(value) else "-p", name, value]
+        elif isinstance(value, int | float | None):
+            words += ["-p", name, str(value)]
+        else:  # as YAML: in JSON, 1e-05 would be text to it
+            plain = json.loads(json.dumps({name: value}, default=lambda v: v.item() if hasattr(v, "item") else str(v)))
+            words += ["-y", yaml.safe_dump(plain, default_flow_style=True, width=math.inf, sort_keys=False).strip()]
     return shlex.join(words)
+
+
+def _is_read(text: str) -> bool:
+    """Whether papermill's -p would take this text for another value."""
+    if text in ("True", "False", "None"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_own(experiment: Experiment, cell: Cell) -> bool:
@@ -91,5 +102,6 @@ def _injected(namespace: Mapping[str, Any]) -> list[str]:
     for source in reversed(namespace.get("In", ())):
         if source.startswith(INJECTED):
             targets = (s.targets[0] for s in ast.parse(source).body if isinstance(s, ast.Assign))
-            return [target.id for target in targets if isinstance(target, ast.Name)]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            return [name for name in names if not name.startswith("PAPERMILL_")]  # its own, of --inject-paths
     return []

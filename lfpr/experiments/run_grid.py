@@ -30,9 +30,10 @@ import psutil
 from tqdm import tqdm
 
 from lfpr.experiments.grid import NOTEBOOKS, STAGES, cells, inputs, load_grid, share, sources
-from lfpr.experiments.parameters import check_parameters, find_notebook, project, source_hash
-from lfpr.experiments.runs import file_hash, fingerprint, finished_stages
-from lfpr.files import existing, write_json
+from lfpr.experiments.kinds import check_count, check_range
+from lfpr.experiments.parameters import check_parameters, find_notebook, nearest, project, source_hash
+from lfpr.experiments.runs import file_hash, fingerprint, finished_stages, read_provenance
+from lfpr.files import existing, saving, write_json
 
 FIRST = "01_data"
 STUDYING = "05_evaluate"
@@ -166,7 +167,8 @@ def run(grid: Grid, steps: Sequence[Step], title: str, max_memory_mb: float = 15
             started, error = time.perf_counter(), ""
             try:
                 about = {"made_of": grid.made_of(step)}
-                kernel.execute(step.notebook, step.output, step.parameters, cwd=step.notebook.parent, about=about)
+                with saving(step.output):
+                    kernel.execute(step.notebook, step.output, step.parameters, cwd=step.notebook.parent, about=about)
                 outcome.ran.append(step.name)
             except Exception as caught:  # of the notebook, or of its kernel: the others are run all the same
                 error = outcome.failed[step.output] = last_line(caught)
@@ -252,7 +254,7 @@ class Durations:
     @cache  # noqa: B019 - one object a process
     def _stage_seconds(self, experiment: str, profile: str, stage: str) -> list[float]:
         folders = finished_stages(self.runs, f"{experiment}/{profile}/{stage}/*") if stage else ()
-        return [json.loads((folder / "provenance.json").read_text())["seconds"] for folder in folders]
+        return [read_provenance(folder)["seconds"] for folder in folders]
 
 
 def plan_lines(grid: Grid, cores: int) -> Iterator[str]:
@@ -311,7 +313,8 @@ def open_grid(arguments: argparse.Namespace) -> Grid:
 
 
 def main() -> int:
-    """`python -m lfpr grid`: 0 if all notebooks are there in the end, 1 if some failed."""
+    """`python -m lfpr grid`: 0 if all notebooks are there in the end, 1 if some failed. Raises ValueError or
+    FileNotFoundError, before any runs, for options, a plan or files that are not as they should be."""
     parser = options("Run an experiment's share of a grid, each cell as notebooks.")
     parser.add_argument("--experiment", required=True, help="one of the grid's experiments")
     parser.add_argument("--job", type=int, help="which share of the cells; all by default")
@@ -321,18 +324,18 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended
     experiment, job = arguments.experiment, arguments.job
-    try:
-        grid = open_grid(arguments)
-        if experiment not in grid.plans:
-            raise ValueError(f"experiment = {experiment!r}: the grid has {list(grid.plans)}")
-        steps = grid.steps(experiment, job)
-        if grid.device:
-            from lfpr.device import find_device  # brings in torch
+    check_range("max_memory_mb", arguments.max_memory_mb, "above 0", lambda size: size > 0)
+    grid = open_grid(arguments)
+    if experiment not in grid.plans:
+        raise ValueError(
+            f"experiment = {experiment!r}: {nearest(experiment, grid.plans)}the grid has {list(grid.plans)}"
+        )
+    steps = grid.steps(experiment, job)
+    if grid.device:
+        from lfpr.device import find_device  # brings in torch
 
-            find_device(grid.device)
-        sources(experiment, grid.plans[experiment], grid.data)  # says at once which of the user's files are missing
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+        find_device(grid.device)
+    sources(experiment, grid.plans[experiment], grid.data)  # says at once which of the user's files are missing
     title = experiment if job is None else f"{experiment} (job {job})"
     outcome = run(grid, steps, title, arguments.max_memory_mb)
     counts = f"{len(outcome.ran)} notebooks ran, {len(outcome.there)} were there, {len(outcome.failed)} failed"
@@ -345,14 +348,10 @@ def main() -> int:
 
 
 def plan_main() -> int:
-    """`python -m lfpr plan`."""
+    """`python -m lfpr plan`. Raises ValueError or FileNotFoundError for options that are not as they should be."""
     parser = options("Say what a grid would run, and about how long that takes.")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="how many jobs run at once")
     arguments = parser.parse_args()
-    if arguments.cores < 1:
-        parser.error(f"cores = {arguments.cores}: must be at least 1")
-    try:
-        print("\n".join(plan_lines(open_grid(arguments), arguments.cores)))
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+    check_count("cores", arguments.cores, 1)
+    print("\n".join(plan_lines(open_grid(arguments), arguments.cores)))
     return 0

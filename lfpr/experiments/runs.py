@@ -4,7 +4,7 @@
 a `with`, for notebooks that show how. The folder's name ends with a hash of all parameters (and of the inputs' hashes
 that the caller puts among them), so changed parameters never reuse stale files. A build writes into a temporary folder
 that is renamed when complete: a run killed half-way leaves finished stages intact and repeats only the one it was in. A
-lock lets parallel jobs share a stage.
+lock lets parallel jobs share a stage. A stage is checked against its manifest whenever it is loaded (`lfpr.manifest`).
 
 `provenance_table` lists who made what, when and how long it took; `minutes_per_stage` adds it up.
 """
@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from lfpr.files import write_json
+from lfpr.files import saving, write_json
+from lfpr.manifest import NAME as MANIFEST
+from lfpr.manifest import Damaged, seal, verify
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,13 +68,19 @@ class Run:
         self._start = time.perf_counter()
         for old in (self.folder, folder):
             shutil.rmtree(old, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        with saving(self.folder):
+            self.folder.mkdir(parents=True)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far, without the stages that it needed."""
+        return round(time.perf_counter() - self._start - self._runs._inner, 2)
 
     def finish(self, result: dict) -> None:
         """Keep the stage, with its numbers and provenance; whole or not at all."""
         provenance = {
             "parameters": self._parameters,
-            "seconds": round(time.perf_counter() - self._start - self._runs._inner, 2),
+            "seconds": self.seconds,
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -81,10 +89,13 @@ class Run:
             "threads": _threads(),
             "device": self._runs.device,
             "commit": commit(),
+            "sealed": True,  # earlier versions wrote no manifest
         }
         write_json(self.folder / "result.json", result)
         write_json(self.folder / "provenance.json", provenance)
-        self.folder.rename(self._place)
+        with saving(self._place):
+            seal(self.folder)
+            self.folder.rename(self._place)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
 
 
@@ -130,7 +141,7 @@ class Runs:
         return self.load(name, parameters)
 
     def load(self, name: str, parameters: dict) -> Stage:
-        """The finished stage. Raises `Unfinished` if it is not there."""
+        """The finished stage. Raises `Unfinished` if it is not there, `Damaged` if it is not as it was made."""
         folder = self.path(name, parameters)
         if not (folder / "provenance.json").exists():
             raise Unfinished(f"stage {name} with {parameters} is not finished: no folder {folder}")
@@ -140,25 +151,32 @@ class Runs:
     def begin(self, name: str, parameters: dict) -> Iterator[Run | None]:
         """The stage under way, to be built within the `with`; None if it is finished.
 
-        Jobs that want the same stage wait for each other. What is not `finish`ed leaves no stage behind.
+        Jobs that want the same stage wait for each other. What is not `finish`ed leaves no stage behind. Raises
+        NotSaved where nothing can be written; an interruption (KeyboardInterrupt) says how to go on.
         """
         folder = self.path(name, parameters)
         if (folder / "provenance.json").exists():
+            shutil.rmtree(checkpoint_of(folder), ignore_errors=True)  # of a job that was killed as it finished
             yield None
             return
         if self._load_only:
             raise Unfinished(f"stage {name} with {parameters} is not finished: no folder {folder}")
         self._before()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        start, before = time.perf_counter(), self._inner
+        start, before, lock = time.perf_counter(), self._inner, FileLock(f"{folder}.lock")
         try:
-            with FileLock(f"{folder}.lock"):
-                if (folder / "provenance.json").exists():  # another job has built it meanwhile
-                    yield None
-                else:
-                    self._inner = 0.0
-                    yield Run(self, folder, parameters)
+            with saving(folder):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+            if (folder / "provenance.json").exists():  # another job has built it meanwhile
+                yield None
+            else:
+                self._inner = 0.0
+                yield Run(self, folder, parameters)
+        except KeyboardInterrupt as stopped:
+            stopped.add_note(f"stage {name} was interrupted: the same again goes on from what {folder.parent} has")
+            raise
         finally:
+            lock.release()
             self._inner = before + time.perf_counter() - start
 
     def finished(self, name: str) -> list[Stage]:
@@ -174,12 +192,34 @@ def finished_stages(runs: Path, pattern: str) -> list[Path]:
 
 
 def load_stage(folder: Path) -> Stage:
-    """The finished stage in `folder`. Raises `FileNotFoundError` if it is not finished."""
-    return Stage(
-        folder,
-        json.loads((folder / "result.json").read_text()),
-        json.loads((folder / "provenance.json").read_text()),
-    )
+    """The finished stage in `folder`. Raises `Damaged` for one that lacks a file, or has one that was changed since."""
+    verify(folder)
+    return Stage(folder, _read(folder, "result.json"), _provenance(folder))
+
+
+def read_provenance(folder: Path) -> dict:
+    """Who made a finished stage, when, and how. Raises `Damaged` if a file of the stage is missing or of another size,
+    or the provenance itself was changed."""
+    verify(folder, hashed=["provenance.json"])
+    return _provenance(folder)
+
+
+def _provenance(folder: Path) -> dict:
+    provenance = _read(folder, "provenance.json")
+    if not isinstance(provenance, dict):
+        raise Damaged(folder, "provenance.json", "cannot be read")
+    if provenance.get("sealed") and not (folder / MANIFEST).is_file():
+        raise Damaged(folder, MANIFEST, "is missing")
+    return provenance
+
+
+def _read(folder: Path, name: str) -> dict:
+    try:
+        return json.loads((folder / name).read_bytes())
+    except FileNotFoundError:
+        raise Damaged(folder, name, "is missing") from None
+    except (ValueError, RecursionError):
+        raise Damaged(folder, name, "cannot be read") from None
 
 
 @cache
@@ -210,7 +250,7 @@ def provenance_table(runs: str | Path) -> pd.DataFrame:
     rows = []
     for folder in finished_stages(runs, "*/*/*/*"):
         experiment, profile, stage, label = folder.relative_to(runs).parts
-        found = json.loads((folder / "provenance.json").read_text())
+        found = read_provenance(folder)
         about = {"experiment": experiment, "profile": profile, "stage": stage, "label": label}
         rows.append(about | {name: found.get(name) for name in recorded})
     columns = ["experiment", "profile", "stage", "label", *recorded]

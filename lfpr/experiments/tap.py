@@ -4,115 +4,73 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lfpr.budget import check_choice, check_least
-from lfpr.cost import ParameterCost
-from lfpr.device import RUNNING, OnDevice
-from lfpr.encoder import prunable
-from lfpr.experiments.cell import SCORINGS, Cell
-from lfpr.experiments.methods import given_file
+from lfpr import tap
+from lfpr.checks import check_choice
+from lfpr.experiments.cell import Cell
+from lfpr.experiments.questions import QuestionSettings, QuestionTask
 from lfpr.experiments.runs import Stage, file_hash, fingerprint
-from lfpr.experiments.schedule import questions, schedule
+from lfpr.experiments.schedule import schedule
 from lfpr.experiments.specs import ExperimentSpec
-from lfpr.experiments.task import Task
-from lfpr.files import CheckpointError, DataError, Located, locate, shipped, write_json
+from lfpr.files import CheckpointError, DataError, Located
 from lfpr.gradients import MaskGradients
+from lfpr.kprune import KPrune
 from lfpr.masks import Masks
 from lfpr.mini.datasets import write_tap
 from lfpr.modes import evaluating
-from lfpr.progress import bar
-from lfpr.released import load_masks, scoring
+from lfpr.released import scoring
 from lfpr.released.tap import save_tap
-from lfpr.save import save_delta
 from lfpr.tap.checkpoint import read_checkpoint
-from lfpr.tap.data import TAPBatch, TAPDataset, batches, check
-from lfpr.tap.evaluate import (
-    check_answered,
-    compare,
-    first_logits,
-    predict,
-    predict_inputs,
-    score,
-    write_evalai,
-    write_inputs,
-    write_rrc,
-)
+from lfpr.tap.data import TAPBatch, TAPDataset, check
+from lfpr.tap.evaluate import predict, predict_inputs, score, write_inputs
 from lfpr.tap.layout import LABELS, LAYOUTS, SCORE_SET, Files, InputSizes, locate_checkpoint
 from lfpr.tap.model import TAP, TAPConfig
-from lfpr.tap.objectives import label_free, labelled, peak_step
 from lfpr.tap.text import Answer, AnswerVocab, decode
 from lfpr.tap.vectors import Embedding, HashedNgrams
-from lfpr.training.processes import PRECISIONS
 from lfpr.training.retrain import ReSt
 
 WHOSE = ("auto", "released", "own")
 
 
-@dataclass(frozen=True)
-class TAPSettings:
-    """Sizes and amounts of a profile.
+@dataclass(frozen=True, kw_only=True)
+class TAPSettings(QuestionSettings):
+    """Sizes and amounts of a profile: those of `QuestionSettings`, and TAP's own.
 
-    num_samples: training questions behind the importance, in batches of `score_batch`; scoring: how, as in `Cell`;
-    step: decoding step of the label-free objective, by default the median of t* (LFPR). sample_set: at seed 0 they are
-    LFPR's own set ("released"), or drawn as at other seeds ("own"). labels: answers that retraining learns from, where
-    it takes the published share of the questions: those in LFPR's files ("released"), or the unpruned model's anew
-    ("own"). Of both, "auto" is "released" where the file is there. targets: the model's own answers are learned as
-    "spelled" by every equal word, as LFPR does with answers in words, or as the words that were "decoded". scores: a
-    folder that LFPR's scoring wrote, whose gradients are the label-free importance in the ways of these settings.
-    released_files: whether stages also write what LFPR's code reads. rescale_samples: training questions that mask
-    values are fitted on. rest: ReSt's learning rates; retrain_batch: its batch size, of all
-    processes together; mixed_precision: "no", "bf16" or "fp16"; checkpoint_every, score_every: iterations between two
-    checkpoints, and between two scores in its log (none if 0). word_vectors: of OCR tokens, "fasttext" or "hashed".
-    num_eval: validation questions, all if 0. train_images, val_images: of the mini data. workers: at most how many
-    processes read questions; eval_precision: "bf16" lets a GPU answer in mixed precision, which changes some answers.
+    sample_set: the questions behind the importance at seed 0 are LFPR's own set ("released"), or drawn as at other
+    seeds ("own"). labels: answers that retraining learns from, where it takes the published share of the questions:
+    those in LFPR's files ("released"), or the unpruned model's anew ("own"). Of both, "auto" is "released" where the
+    file is there. targets: the model's own answers are learned as "spelled" by every equal word, as LFPR does with
+    answers in words, or as the words that were "decoded". scores: a folder that LFPR's scoring wrote, whose gradients
+    are the label-free importance in the ways of these settings. released_files: whether stages also write what LFPR's
+    code reads. schedule: of ReSt's data and layers, "published" or "own" (`lfpr.experiments.schedule`). word_vectors:
+    of OCR tokens, "fasttext" or "hashed". kprune: K-prune's settings, tuned (`lfpr.kprune.tune`).
     """
 
     sizes: InputSizes
-    num_samples: int
-    score_batch: int
-    rest: ReSt
-    retrain_batch: int
-    eval_batch: int
     word_vectors: str
-    scoring: str = "per-sample"
-    step: int | None = None
     sample_set: str = "own"
     labels: str = "own"
     targets: str = "decoded"
     scores: str | Path | None = None
     released_files: bool = False
-    rescale_samples: int = 512
-    mixed_precision: str = "no"
-    checkpoint_every: int = 100
-    score_every: int = 0
-    num_eval: int = 0
-    train_images: int = 0
-    val_images: int = 0
-    workers: int = 0
-    eval_precision: str = "no"
+    schedule: str = "published"
+    kprune: KPrune = field(default_factory=KPrune)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("schedule", self.schedule, ("published", "own"))
         check_choice("word_vectors", self.word_vectors, ("fasttext", "hashed"))
-        check_choice("eval_precision", self.eval_precision, RUNNING)
-        check_choice("scoring", self.scoring, SCORINGS)
         check_choice("sample_set", self.sample_set, WHOSE)
         check_choice("labels", self.labels, WHOSE)
         check_choice("targets", self.targets, ("spelled", "decoded"))
-        check_choice("mixed_precision", self.mixed_precision, PRECISIONS)
-        if not isinstance(self.scores, str | Path | None):
-            raise ValueError(f"scores = {self.scores!r}: must be a folder")
-        sizes = ("score_batch", "retrain_batch", "eval_batch", "num_samples", "rescale_samples", "checkpoint_every")
-        check_least(self, 1, *sizes)
-        check_least(self, 0, "num_eval", "score_every", "train_images", "val_images", "workers")
 
 
 MINI_SIZES = InputSizes(
@@ -120,7 +78,7 @@ MINI_SIZES = InputSizes(
 )
 
 
-class TAPTask(Task):
+class TAPTask(QuestionTask):
     """A TAP model on one data set; spec.arguments: `dataset`, `text_layers`, `mmt_layers`, and the published names of
     the `checkpoint`, a file, and of the folder of LFPR's pseudo-`labels`."""
 
@@ -133,6 +91,7 @@ class TAPTask(Task):
             retrain_batch=16,
             eval_batch=250,
             word_vectors="hashed",
+            kprune=KPrune(heads=16.0),
             train_images=3000,
             val_images=600,
         ),
@@ -151,31 +110,28 @@ class TAPTask(Task):
             targets="spelled",
         ),
     }
-    rendered = True
-    shared = ("model", "embed", "_images", "_steps")
+    package = tap
+    render = staticmethod(write_tap)
+    what = "TAP model"
+    shared = (*QuestionTask.shared, "embed")
     bound = ("sizes", "word_vectors", "train_images", "val_images")
 
     @classmethod
     def default_settings(cls, spec: ExperimentSpec, profile: str) -> TAPSettings:
-        """Those of the profile; 12 layers need faster masks in mini's few iterations."""
+        """Those of the profile; 12 layers need faster masks in mini's few iterations, and are tuned by themselves."""
         settings = super().default_settings(spec, profile)
         if profile == "mini" and spec.arguments["mmt_layers"] > 4:
-            return replace(settings, rest=replace(settings.rest, mask_lr=3e-2))
+            kprune = KPrune(heads=16.0, representational=2.5e-5)
+            return replace(settings, rest=replace(settings.rest, mask_lr=3e-2), kprune=kprune)
         return settings
 
-    def _set_up(self, runs: Path, data_root, checkpoint) -> None:
-        self.dataset = self.spec.arguments["dataset"]
-        self.data_root = Path(data_root) if data_root else runs / "data" / f"{self.dataset}-mini"
-        self._unpruned = self._locate_checkpoint(checkpoint)
-        self.checkpoint = self._unpruned.path
-        if self.checkpoint is None or not self.checkpoint.is_file():
-            raise CheckpointError(f"checkpoint = {checkpoint}: no such file (see data/README.md){self._missing()}")
+    def _published(self) -> Located:
+        own = f"{self.spec.name.replace('-', '_')}.ckpt"
+        return locate_checkpoint(self.data_root, self.spec.arguments["checkpoint"], own)
 
-    def _locate_checkpoint(self, checkpoint) -> Located:
-        if self.profile == "full" and not checkpoint:
-            own = f"{self.spec.name.replace('-', '_')}.ckpt"
-            return locate_checkpoint(self.data_root, self.spec.arguments["checkpoint"], own)
-        return locate("unpruned TAP model", [Path(checkpoint or shipped(self.spec.name))], "everything")
+    def located(self, split: str, kind: str) -> Located:
+        """Where a file of TAP's is (`lfpr.tap.layout.Files`)."""
+        return Files(self.root, self.dataset, split).locate(kind)
 
     def locate(self) -> list[Located]:
         """The checkpoint and the files of all splits; those of the mini profile are made first."""
@@ -186,42 +142,12 @@ class TAPTask(Task):
         rows += [files[split].locate(kind) for split in ("train", "val", "test") for kind in ("objects", "ocr")]
         return [*dict.fromkeys(rows), files["train"].released(self.spec.arguments["labels"])]
 
-    def _file(self, split: str, kind: str) -> Path:
-        """Where a file is. Raises FileNotFoundError for it and all others that are missing."""
-        row = Files(self.root, self.dataset, split).locate(kind)
-        if row.path is None:
-            self.require_files()
-        return row.found()
-
     # ---- the model
 
     @cached_property
     def model(self) -> TAP:
         """The unpruned model in evaluation mode."""
         return TAP(self.config).load_checkpoint(self.checkpoint).eval().to(self.device)
-
-    @property
-    def cost(self) -> ParameterCost:
-        """The parameters of the MMT's layers, exactly."""
-        return ParameterCost(self.encoder)
-
-    def describe(self, model: TAP) -> dict[str, Any]:
-        """Parameters of the MMT's layers and their share of the unpruned ones, heads and neurons per layer."""
-        encoder = prunable(model)
-        return {
-            "parameters": encoder.num_parameters,
-            "fraction": encoder.num_parameters / self.encoder.num_parameters,
-            "heads": encoder.heads_per_layer,
-            "neurons": encoder.neurons_per_layer,
-        }
-
-    def forward(self, model: TAP, batch: TAPBatch) -> Tensor:
-        """Logits of the first two decoding steps."""
-        return first_logits(model, batch)
-
-    def check_batches(self) -> OnDevice:
-        """64 validation questions."""
-        return self.batched(self.data("val", indices=self.sample("val", 64, 0)), 32)
 
     @cached_property
     def config(self) -> TAPConfig:
@@ -261,13 +187,6 @@ class TAPTask(Task):
     # ---- the questions
 
     @cached_property
-    def root(self) -> Path:
-        """The data folder; the mini profile's is rendered when first needed."""
-        if self.profile == "mini":
-            write_tap(self.data_root, self.dataset, self.settings.train_images, self.settings.val_images)
-        return self.data_root
-
-    @cached_property
     def inputs(self) -> dict[str, Any]:
         """Hashes of files, how words become numbers, which questions are scored, lengths that are not the profile's."""
         sizes, own = self.settings.sizes, self.default_settings(self.spec, self.profile).sizes
@@ -290,10 +209,6 @@ class TAPTask(Task):
         return TAPDataset(self.root, self.dataset, split, targets=targets, **options)
 
     @cached_property
-    def _images(self) -> dict[str, dict]:
-        return {}
-
-    @cached_property
     def embed(self) -> Embedding | None:
         """Word vectors of OCR tokens; None is FastText's file below `data_root`."""
         if self.settings.word_vectors == "fasttext":
@@ -306,24 +221,17 @@ class TAPTask(Task):
         """What is in a split's files, and the first record that cannot be used (see `lfpr.tap.data.check`)."""
         return check(self.root, self.dataset, split, limit=limit, sizes=self.settings.sizes, embed=self.embed)
 
-    def batched(self, data: TAPDataset, batch_size: int) -> OnDevice:
-        """Batches of all questions of `data`, in order, on the device."""
-        return OnDevice(batches(data, batch_size, **self.loading), self.device)
-
-    def sample(self, split: str, count: int, seed: int, **options: Any) -> list[int]:
-        """`count` questions of `data(split, **options)`, drawn by `seed`, in increasing order; all if there are no
-        more."""
-        total = len(self.data(split, **options))
-        return sorted(np.random.default_rng(seed).permutation(total)[:count].tolist())
-
     # ---- importance and fitted masks
+
+    @property
+    def decoding_steps(self) -> int:
+        """How many words an answer has at most."""
+        return self.settings.sizes.decoding_steps
 
     def sampling(self, cell: Cell) -> dict[str, Any]:
         """Number of questions, batch, scoring and, if it is set, the decoding step; hashes of released files that are
         used. Raises ValueError for a step that is not decoded, DataError for `settings.scores` that do not fit."""
-        steps = self.settings.sizes.decoding_steps
-        if cell.step is not None and cell.step >= steps:
-            raise ValueError(f"step = {cell.step}: must be in 0 … {steps - 1}")
+        self._check_step(cell)
         batch = self.settings.score_batch if cell.scoring == "per-sample" else scoring.BATCH
         found = {"num_samples": cell.num_samples, "batch": batch, "scoring": cell.scoring, "step": cell.step}
         if self._scored(cell):
@@ -377,40 +285,17 @@ class TAPTask(Task):
         indices = self.sample(split, cell.num_samples, cell.seed, **options)
         return self.data(split, targets=targets, indices=indices, **options)
 
-    def batches(self, cell: Cell) -> OnDevice:
-        """A sample of training questions, with answers unless the method is label-free.
-
-        Read anew in each pass: thousands of full-size questions do not fit in memory.
-        """
-        return self.batched(self.scored(cell, cell.method != "label-free"), self.sampling(cell)["batch"])
-
     def step(self, cell: Cell) -> int:
         """The decoding step that the label-free objective looks at: the cell's, that of `settings.scores`, or
         int(median t*) over its sample."""
-        if self._scored(cell):
-            return self._scores[1]
-        key = cell.num_samples, cell.seed, cell.scoring, self.sampling(cell).get("sample_set")
-        if cell.step is None and key not in self._steps:
-            sample = self.batches(replace(cell, method="label-free"))
-            self._steps[key] = peak_step(self.model, bar(sample, "peak step"))
-        return self._steps[key] if cell.step is None else cell.step
+        return self._scores[1] if self._scored(cell) else super().step(cell)
 
-    @cached_property
-    def _steps(self) -> dict[tuple, int]:
-        return {}
-
-    def objective(self, cell: Cell) -> Callable[[TAPBatch], Tensor]:
-        """LFPR's label-free objective, or the labelled loss."""
-        if cell.method == "label-free":
-            dropout = self.dropout(cell)
-            if dropout is not None:
-                return scoring.label_free(self.model, self.step(cell), dropout)
-            return label_free(self.model, self.step(cell))
-        return labelled(self.model, reduction="sum" if self.per_sample(cell) else "mean")
-
-    def per_sample(self, cell: Cell) -> bool:
-        """As the cell says."""
-        return cell.scoring == "per-sample"
+    def objective(self, cell: Cell, model: TAP | None = None) -> Callable[[TAPBatch], Tensor]:
+        """As for any questions, or LFPR's label-free objective with the dropout of its code."""
+        dropout = self.dropout(cell)
+        if cell.method != "label-free" or dropout is None:
+            return super().objective(cell, model)
+        return scoring.label_free(self.model if model is None else model, self.step(cell), dropout)
 
     def dropout(self, cell: Cell) -> float | None:
         """The dropout of released scoring; a baseline trained without any is scored with the released model's."""
@@ -418,54 +303,39 @@ class TAPTask(Task):
 
     def sample_numbers(self, cell: Cell) -> dict[str, Any]:
         """How many questions, and the decoding step of the label-free objective."""
-        step = self.step(cell) if cell.method == "label-free" else cell.step
         if (given := self.given(cell)) is not None:
-            return {"gradients": len(given.heads), "step": step}
-        return {"samples": len(self.scored(cell)), "step": step}
-
-    def calibration(self, seed: int) -> Iterator[dict[str, Tensor]]:
-        """Unlabelled training questions and the first two steps of their decoded answers."""
-        yield from self._begun(self.data("train", indices=self.sample("train", self.settings.rescale_samples, seed)))
-
-    def released_calibration(self, cell: Cell) -> Iterator[dict[str, Tensor]]:
-        """The questions behind the importance, as in `calibration`."""
-        yield from self._begun(self.scored(cell))
+            return {"gradients": len(given.heads), "step": self.step(cell)}
+        return super().sample_numbers(cell)
 
     def _begun(self, data: TAPDataset) -> Iterator[dict[str, Tensor]]:
+        """With the first two steps of the answers."""
         for batch in self.batched(data, self.settings.score_batch):
             first = self.model.begin(len(batch["num_ocr"]))
             yield batch | {"previous": torch.cat([first, self.model.generate(batch, 1)[1]], 1)}
 
-    def run(self, batch: dict[str, Tensor]) -> Tensor:
+    def run(self, batch: dict[str, Tensor], model: TAP | None = None) -> Tensor:
         """Logits after the answer so far."""
-        return self.model(batch, batch["previous"])
+        return (self.model if model is None else model)(batch, batch["previous"])
+
+    def predictions(self, model: TAP, batch: dict[str, Tensor]) -> Tensor:
+        """Logits of every decoding step, over words and copies."""
+        return self.run(batch, model).flatten(0, 1)
 
     # ---- retraining
 
     def teach(self, cell: Cell) -> Stage:
-        """The pseudo-labels: the unpruned model's own answers to all training questions, index sequences in
-        `labels.json` and words in `answers.json`; nothing is computed where LFPR's file of answers is used."""
-
-        def build(folder: Path) -> dict:
-            data = self.data("train")
-            labels, answers = {}, {}
-            for batch in bar(self.batched(data, self.settings.eval_batch), "pseudo-labels"):
-                with self.running():
-                    predictions = self.model.generate(batch, stop=True)[1].tolist()
-                for i, predicted, tokens in zip(batch["index"].tolist(), predictions, batch.ocr_tokens, strict=True):
-                    question = data.records[i]["question_id"]
-                    labels[question], answers[question] = predicted, decode(predicted, tokens, batch.vocab).text
-            write_json(folder / "labels.json", labels)
-            write_json(folder / "answers.json", answers)
-            return {"questions": len(labels)}
-
+        """As for any questions; nothing is computed where LFPR's file of answers is used."""
         if released := self._labels(cell):
             path, digest = released
             about = {"file": f"{path.parent.name}/{path.name}"}
             count = lambda folder: {"questions": len(self.data("train", labels=path))} | about  # noqa: E731
             return self.stage("pseudo-labels", about | {"labels": digest}, count)
-        key = {"train_images": self.settings.train_images, "files": ["labels", "answers"]} | self.inference
-        return self.stage("pseudo-labels", key, build)
+        return super().teach(cell)
+
+    def _answers(self, batch: TAPBatch, data: TAPDataset) -> tuple[list[list[int]], list[str]]:
+        predictions = self.model.generate(batch, stop=True)[1].tolist()
+        pairs = zip(predictions, batch.ocr_tokens, strict=True)
+        return predictions, [decode(predicted, tokens, batch.vocab).text for predicted, tokens in pairs]
 
     def _labels(self, cell: Cell) -> tuple[Path, str] | None:
         """LFPR's file of answers that a cell learns from, and its hash; None for the model's own answers.
@@ -482,61 +352,26 @@ class TAPTask(Task):
         return self._released(whose, LABELS.format(self.spec.arguments["labels"], int(percent)))
 
     def _schedule(self, cell: Cell) -> tuple[float, int]:
-        constraint = cell.constraint
-        if cell.masks is not None:
-            constraint = self.cost.fraction(load_masks(given_file(cell), encoder=self.encoder))
-        return schedule(self.spec.name, constraint, cell.percentile)
+        if self.settings.schedule == "own":
+            return super()._schedule(cell)
+        return schedule(self.spec.name, self._kept(cell), cell.percentile)
 
-    def amounts(self, cell: Cell) -> tuple[dict[str, Any], ReSt]:
-        """By default X percent of the questions and the last k layers of the published schedule, by what given masks
-        keep if there is no constraint; whose answers are learned, and how."""
-        percent, layers = self._schedule(cell)
-        percent = percent if cell.percent is None else cell.percent
-        layers = layers if cell.last_layers is None else cell.last_layers
-        rest = replace(
-            self.settings.rest,
-            last_layers=layers if cell.trained == "ReSt" else 0,
-            mixed_precision=self.settings.mixed_precision,
-        )
-        amounts = {"batch": self.settings.retrain_batch, "score_every": self.settings.score_every}
+    def _learned(self, cell: Cell) -> dict[str, Any]:
+        """Whose answers, and how these are spelled."""
         released = self._labels(cell)
-        amounts |= {"labels": released[1]} if released else {"targets": self.settings.targets}
-        return {"percent": percent} | amounts, rest
+        return {"labels": released[1]} if released else {"targets": self.settings.targets}
 
-    def training(self, student: TAP, cell: Cell) -> dict[str, Any]:
-        """ReSt on the unpruned model's answers; `trained` = "masks": mask values alone."""
-        settings, (amounts, rest) = self.settings, self.amounts(cell)
-        data = self._taught(cell, amounts["percent"])
-        student.train()
-        training = {
-            "encoder": prunable(student),
-            "heads": [student.classifier, student.ocr_ptr_net] if cell.trained == "ReSt" else [],
-            "batches": batches(data, settings.retrain_batch, shuffle_seed=cell.seed, **self.loading),
-            "loss": labelled(student, reduction="parts"),
-            "settings": rest,
-            "checkpoint_every": settings.checkpoint_every,
-        }
-        if settings.score_every:
-            training |= {"score": lambda: self.evaluate(student)["score"], "score_every": settings.score_every}
-        return training
+    def _answering(self, student: TAP) -> list[nn.Module]:
+        return [student.classifier, student.ocr_ptr_net]
 
     def _taught(self, cell: Cell, percent: float) -> TAPDataset:
-        """The questions that a cell is retrained on, with what is to be answered: LFPR's file as it is, or a share of
-        all with the model's own answers."""
+        """As for any questions, or LFPR's file as it is."""
         if released := self._labels(cell):
             return self.data("train", targets=True, labels=released[0])
-        labels = self.teach(cell)
-        indices = self.sample("train", questions(percent, labels.result["questions"]), cell.seed)
         file = {"spelled": "answers.json", "decoded": "labels.json"}[self.settings.targets]
-        return self.data("train", targets=True, indices=indices, labels=labels.folder / file)
+        return super()._taught(cell, percent, file)
 
     # ---- files
-
-    def save_retrained(self, model: TAP, masks: Masks, folder: Path) -> dict[str, Any]:
-        """`delta.safetensors`, what retraining changed of the pruned model: the size that LFPR's paper reports."""
-        path = folder / "delta.safetensors"
-        save_delta(self.model, masks, model, path)
-        return {"delta_megabytes": path.stat().st_size / 1e6}
 
     def save_released(self, model: TAP, masks: Masks, cell: Cell, folder: Path) -> None:
         """`pruned_model.ckpt` and `cfg.txt`, masks of ones, with all that the unpruned checkpoint has beside."""
@@ -549,31 +384,7 @@ class TAPTask(Task):
         scoring.save_scores(folder / "score", gradients, self.step(cell))
         return [folder / "score"]
 
-    def submit(self, model: TAP, path: str | Path) -> list[Path]:
-        """Write a model's answers to the test questions: TextVQA's for EvalAI; ST-VQA's for task 3 of the Robust
-        Reading Competition, and beside them `…_evalai.json`. Returns the files' paths."""
-        path, test = Path(path), self.data("test")
-        answers = self.predict(model, test)
-        if self.dataset == "textvqa":
-            write_evalai(path, answers, test)
-            return [path]
-        beside = path.with_name(f"{path.stem}_evalai.json")
-        write_rrc(path, answers, test)
-        write_evalai(beside, answers, test)
-        return [path, beside]
-
-    def require_test(self) -> None:
-        """Raises FileNotFoundError naming a file of the test questions that is missing; mini has none."""
-        if self.profile == "mini":
-            raise ValueError(f"{self.spec.name}: the profile 'mini' has no test split whose answers could be submitted")
-        for kind in ("imdb", "objects", "ocr"):
-            Files(self.root, self.dataset, "test").locate(kind).found()
-
     # ---- scores
-
-    def baseline(self) -> Stage:
-        """The unpruned model's scores."""
-        return self.stage("baseline", self.evaluation, lambda folder: self.evaluate(self.model))
 
     def encoded(self) -> Stage:
         """What the unpruned model makes of the validation questions before its MMT: the same for all pruned models."""
@@ -589,20 +400,13 @@ class TAPTask(Task):
 
     def evaluate(self, model: TAP) -> dict[str, Any]:
         """Accuracy of greedy answers to the validation questions."""
-        data = self.data("val", limit=self.settings.num_eval or None)
-        check_answered(data)
-        with evaluating(model):
-            if not model.encodes_as(self.model):
-                return score(self.predict(model, data), data)
-            folder = self.encoded().folder
-            with self.running():
-                return score(predict_inputs(model, folder, data.vocab), data)
+        if not model.encodes_as(self.model):
+            return super().evaluate(model)
+        data, folder = self.validation(), self.encoded().folder
+        with self.running(), evaluating(model):
+            return score(predict_inputs(model, folder, data.vocab), data)
 
     def predict(self, model: TAP, data: TAPDataset) -> list[Answer]:
         """The model's answers to all questions of `data`, with the source of each word."""
         with self.running():
             return predict(model, data, self.settings.eval_batch, **self.loading)
-
-    def compare(self, models: Mapping[str, TAP]) -> dict[str, dict[str, float]]:
-        """Size and speed side by side, on a batch of validation questions (`lfpr.tap.evaluate`)."""
-        return compare(models, next(iter(self.batched(self.data("val"), min(64, self.settings.eval_batch)))))

@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from lfpr.budget import check_choice
+from lfpr.checks import check_choice
 from lfpr.experiments.specs import SPECS
 from lfpr.experiments.tap import TAPTask
 from lfpr.files import SHIPPED, write_json, write_whole
@@ -135,7 +136,7 @@ def train_tap(
             steps = int(batch["loss_mask"].sum(1).max())
             targets, mask = batch["targets"][:, :steps], batch["loss_mask"][:, :steps]
             logits = model(batch, batch["previous"][:, :steps])
-            loss = decoding_loss(logits, targets, mask) + _cross_entropy(logits, targets, mask)
+            loss = decoding_loss(logits, targets, mask) + cross_entropy(logits, targets, mask)
             if step < recipe.auxiliary * recipe.steps:
                 loss = loss + binding(pointed[0], batch)
             descend(loss, parameters, optimiser, schedule)
@@ -167,7 +168,7 @@ def half_precision(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Softmax cross-entropy against the targets [B, T, C] scaled to sum 1, averaged over the valid steps."""
     shares = targets / targets.sum(-1, keepdim=True).clamp(min=1e-6)
     return -((shares * logits.log_softmax(-1)).sum(-1) * mask).sum() / mask.sum().clamp(min=1)
@@ -251,10 +252,9 @@ BASELINES = {
 }
 
 
-def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe | None = None) -> dict:
+def train_baseline(name: str, folder: Path, runs: Path, recipe: Recipe) -> dict:
     """Train baseline `name`, write `NAME.safetensors` (float16) and `NAME.json` (config, recipe, score)."""
     baseline = BASELINES[name]
-    recipe = recipe or baseline.recipe
     dataset = SPECS[name].arguments["dataset"]
     root = runs / "data" / f"{dataset}-baseline"
     settings = TAPTask.SETTINGS["mini"]
@@ -292,16 +292,16 @@ def command_line(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("names", nargs="*", default=list(BASELINES), help=f"of {list(BASELINES)}; all by default")
+def train_named(description: str, recipes: Mapping[str, Any], train: Callable[[str, Path, Path, Any], dict]) -> None:
+    """A command that trains baselines, by default all, with `train(name, folder, runs, recipe)`."""
+    parser = command_line(description)
+    parser.add_argument("names", nargs="*", default=list(recipes), help=f"of {list(recipes)}; all by default")
     arguments = parser.parse_args()
     for name in arguments.names:
-        check_choice("name", name, BASELINES)
-        recipe = BASELINES[name].recipe
+        recipe = recipes[check_choice("name", name, recipes)]
         recipe = replace(recipe, steps=arguments.steps) if arguments.steps else recipe
-        print(name, train_baseline(name, arguments.folder, arguments.runs, recipe))
+        print(name, train(name, arguments.folder, arguments.runs, recipe))
 
 
 if __name__ == "__main__":
-    main()
+    train_named(__doc__, {name: baseline.recipe for name, baseline in BASELINES.items()}, train_baseline)

@@ -24,6 +24,7 @@ from lfpr.experiments.specs import ExperimentSpec
 from lfpr.files import Located, missing
 from lfpr.gradients import MaskGradients
 from lfpr.masks import Masks
+from lfpr.rescale import STEP_SIZES
 from lfpr.save import save_pruned
 
 Batch = Any
@@ -142,7 +143,7 @@ class Task(ABC):
     @property
     def fitting(self) -> dict[str, Any]:
         """What mask values fitted by least squares depend on: how many samples (a setting), and the options."""
-        return {"rescale_samples": self.settings.rescale_samples} | self.fit_options
+        return {"rescale_samples": self.settings.rescale_samples, "step_sizes": STEP_SIZES} | self.fit_options
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -177,8 +178,11 @@ class Task(ABC):
         """The training samples that give heads and neurons their importance; can be iterated again."""
 
     @abstractmethod
-    def objective(self, cell: Cell) -> Callable[[Batch], Tensor]:
-        """The function of a batch whose mask gradients are the importance by `cell.method`; a sum over the batch."""
+    def objective(self, cell: Cell, model: nn.Module | None = None) -> Callable[[Batch], Tensor]:
+        """The function of a batch whose mask gradients are the importance by `cell.method`; a sum over the batch.
+
+        Of `model`, a pruned copy, by default the unpruned one.
+        """
 
     @abstractmethod
     def per_sample(self, cell: Cell) -> bool:
@@ -197,8 +201,29 @@ class Task(ABC):
         """Unlabelled training samples that mask values are fitted on, for `run`."""
 
     @abstractmethod
-    def run(self, batch: Batch) -> Any:
-        """Run the unpruned model on a batch of `calibration`, or of a method that looks at activations."""
+    def run(self, batch: Batch, model: nn.Module | None = None) -> Any:
+        """Run `model`, by default the unpruned one, on a batch of `calibration`, or of a method that looks at
+        activations."""
+
+    def predictions(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits [rows, classes] of what a model says to a batch of `predicted`. Raises ValueError if it has no
+        such form, as by default."""
+        raise ValueError(
+            f"{self.spec.name}: its model's predictions have no form that methods of their own answers need"
+        )
+
+    def reconstruction(self, seed: int) -> Iterable[Batch]:
+        """Unlabelled training samples that output projections are refitted on, for `run`; `calibration` by default."""
+        return self.calibration(seed)
+
+    def predicted(self, seed: int) -> Iterable[Batch]:
+        """The samples of `reconstruction` with what `predictions` needs."""
+        return self.reconstruction(seed)
+
+    @property
+    def refitting(self) -> dict[str, Any]:
+        """What refitted output projections depend on: how many samples (a setting), by default those of fitting."""
+        return {"reconstruct_samples": getattr(self.settings, "reconstruct_samples", self.settings.rescale_samples)}
 
     @property
     def fit_options(self) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from lfpr.checks import check_callable, check_count, check_kind, check_named
 from lfpr.cost import MacCost
 from lfpr.encoder import PrunableEncoder
 from lfpr.latency.cost import take_turns
+from lfpr.modes import evaluating
 
 
 def side_by_side(
@@ -25,8 +27,16 @@ def side_by_side(
 ) -> dict[str, dict]:
     """For each model: `parameters` and `macs` (for one sequence of `sequence_length` tokens) of what `encoder(model)`
     gives, `megabytes` (10⁶ bytes) of all its weights in float32, and `ms_per_SAMPLE` (named by `sample`) of
-    `run(model)`, a run over `samples` of them: the median of `repeats` runs that alternate between the models."""
-    seconds = take_turns({name: partial(run, model) for name, model in models.items()}, repeats)
+    `run(model)`, a run over `samples` of them, in evaluation mode: the median of `repeats` runs that alternate between
+    the models. Raises ValueError for bad arguments."""
+    check_named("models", models)
+    check_callable("run", run)
+    check_callable("encoder", encoder)
+    check_kind("sample", sample, str)
+    samples, sequence_length = check_count("samples", samples, 1), check_count("sequence_length", sequence_length, 1)
+    repeats = check_count("repeats", repeats, 1)
+    with evaluating(*models.values()):
+        seconds = take_turns({name: partial(run, model) for name, model in models.items()}, repeats)
     table = {}
     for name, model in models.items():
         pruned = encoder(model)

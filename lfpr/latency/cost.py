@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lfpr.checks import (
+    check_at_least,
+    check_callable,
+    check_count,
+    check_encoder,
+    check_kind,
+    check_list,
+    check_number,
+    no_empty_batches,
+)
 from lfpr.device import synchronise
-from lfpr.encoder import PrunableEncoder
-from lfpr.files import write_whole
+from lfpr.encoder import PrunableEncoder, Stack
+from lfpr.files import a_path, write_whole
 from lfpr.layerwise import Replay
 from lfpr.masks import Masks
 from lfpr.modes import evaluating
+from lfpr.oddities import check_one_stack
 from lfpr.shrink import resize
 
 FORMAT = 1
@@ -47,18 +59,27 @@ class LatencyCost:
         unit: str = "seconds",
         measured: dict[str, Any] | None = None,
     ) -> None:
-        if num_layers < 1 or num_layers != int(num_layers):
-            raise ValueError(f"num_layers = {num_layers}: must be a whole number of at least 1")
+        num_layers = check_count("num_layers", num_layers, 1)
+        check_kind("unit", unit, str)
+        check_kind("measured", measured, dict, None)
         self.attention, self.ffn = latency_table("attention", attention), latency_table("ffn", ffn)
-        self.num_layers, self.unit, self.measured = int(num_layers), unit, measured
+        self.num_layers, self.unit, self.measured = num_layers, unit, measured
         self.full = self.of([len(self.attention) - 1] * num_layers, [len(self.ffn) - 1] * num_layers)
 
     def of(self, heads: Sequence[int], neurons: Sequence[int]) -> float:
-        """Latency, in `unit`, of an encoder whose layers keep these numbers of heads and neurons."""
+        """Latency, in `unit`, of an encoder whose layers keep these numbers of heads and neurons. ValueError for
+        numbers that are not in the table, or not one for each layer."""
+        heads, neurons = (
+            check_list(name, counts, partial(check_count, most=len(table) - 1))
+            for name, counts, table in (("heads", heads, self.attention), ("neurons", neurons, self.ffn))
+        )
+        if not len(heads) == len(neurons) == self.num_layers:
+            raise ValueError(f"heads, neurons = {heads}, {neurons}: must be one each for {self.num_layers} layers")
         return math.fsum([*self.attention[list(heads)], *self.ffn[list(neurons)]])
 
     def kept(self, masks: Masks) -> float:
         """Latency, in `unit`, of what `masks` keep (their non-zero entries). ValueError for masks of another shape."""
+        check_kind("masks", masks, Masks)
         for name, mask, table in (("heads", masks.heads, self.attention), ("neurons", masks.neurons, self.ffn)):
             if mask.shape != (self.num_layers, len(table) - 1):
                 raise ValueError(
@@ -92,19 +113,25 @@ class LatencyCost:
         ends are synchronised. In evaluation mode. `clock` returns seconds. Raises ValueError for widths that a layer
         cannot have, too few repeats, or an encoder whose layers differ in width.
         """
+        check_encoder(encoder)
+        check_callable("forward", forward)
+        check_callable("clock", clock)
+        repeats, warmup = check_count("repeats", repeats, 1), check_count("warmup", warmup)
         num_heads, num_neurons = encoder.require_uniform()
-        if repeats < 1 or warmup < 0:
-            raise ValueError(f"repeats = {repeats}, warmup = {warmup}: must be at least 1 and at least 0")
+        check_one_stack(encoder, "LatencyCost.measure")
         heads = _widths("heads", heads, num_heads, steps=16)
         neurons = _widths("neurons", neurons, num_neurons, steps=8)
         layers = []
         for i in range(max(len(heads), len(neurons))):
-            one = PrunableEncoder(encoder.module, "", [copy.deepcopy(encoder.layers[0])], encoder.parts[0].family)
+            one = PrunableEncoder(
+                encoder.module, [Stack("", (copy.deepcopy(encoder.layers[0]),), encoder.parts[0].family)]
+            )
             resize(one, [heads[min(i, len(heads) - 1)]], [neurons[min(i, len(neurons) - 1)]])
             layers.append(one)
         samples = np.empty((repeats, len(layers), 2))
         with (
             evaluating(encoder.module, *(one.layers[0] for one in layers)),
+            no_empty_batches(encoder),
             Replay(encoder, [batch], forward) as replay,
         ):
             call = replay.calls[0]
@@ -136,6 +163,7 @@ class LatencyCost:
 
     def save(self, path: str | Path) -> None:
         """Write the tables as JSON, whole or not at all."""
+        a_path(path, "path")
         values = {
             "format": FORMAT,
             "unit": self.unit,
@@ -149,6 +177,7 @@ class LatencyCost:
     @classmethod
     def load(cls, path: str | Path) -> LatencyCost:
         """Read what `save` wrote. Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
+        a_path(path, "path")
         if not Path(path).is_file():
             raise FileNotFoundError(f"LatencyCost.load: no file {path}")
         try:
@@ -163,7 +192,14 @@ class LatencyCost:
 
 def take_turns(calls: Mapping[Any, Callable[[], object]], repeats: int) -> dict[Any, list[float]]:
     """Seconds of `repeats` calls of each. They take turns, and in which one is first, so that drift of the machine
-    hits all alike; a first round warms up and is not counted."""
+    hits all alike; a first round warms up and is not counted. Raises ValueError for no calls or fewer than one repeat.
+    """
+    check_kind("calls", calls, Mapping)
+    if not calls:
+        raise ValueError("calls: there is none")
+    for name, call in calls.items():
+        check_callable(f"calls[{name!r}]", call)
+    repeats = check_count("repeats", repeats, 1)
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(-1, repeats):
@@ -179,10 +215,10 @@ def take_turns(calls: Mapping[Any, Callable[[], object]], repeats: int) -> dict[
 
 
 def monotone(values: Sequence[float]) -> np.ndarray:
-    """The non-decreasing sequence nearest to `values` in squares."""
+    """The non-decreasing sequence nearest to `values` in squares. ValueError for anything but numbers."""
     from scipy.optimize import isotonic_regression  # takes a while to import, and only measuring needs it
 
-    return isotonic_regression(np.asarray(values, dtype=np.float64)).x
+    return isotonic_regression(np.array(check_list("values", values, check_number), dtype=np.float64)).x
 
 
 def _time(one: PrunableEncoder, x: Tensor, arguments: tuple, clock: Callable[[], float]) -> tuple[float, float]:
@@ -207,15 +243,12 @@ def _time(one: PrunableEncoder, x: Tensor, arguments: tuple, clock: Callable[[],
 def _widths(name: str, widths: Iterable[int] | None, full: int, steps: int) -> list[int]:
     if widths is None:
         widths = range(full + 1) if full <= steps else [round(full * i / steps) for i in range(steps + 1)]
-    measured = sorted({0, full, *widths})
-    if measured[0] < 0 or measured[-1] > full or any(width != int(width) for width in measured):
-        raise ValueError(f"{name} = {list(widths)}: must be whole numbers from 0 to {full}")
-    return [int(width) for width in measured]
+    return sorted({0, full, *check_list(name, widths, partial(check_count, most=full), 0)})
 
 
 def latency_table(name: str, values: Sequence[float]) -> np.ndarray:
     """A table as float64. ValueError unless it is finite, not negative, and its last entry above 0."""
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim != 1 or len(table) < 2 or not np.isfinite(table).all() or (table < 0).any() or not table[-1] > 0:
-        raise ValueError(f"{name}: expected at least two finite latencies >= 0, the last above 0, found {values!r:.80}")
+    table = np.array(check_list(name, values, check_at_least, 2), dtype=np.float64)
+    if not table[-1] > 0:
+        raise ValueError(f"{name}: the last of its latencies, of the full width, must be above 0")
     return table

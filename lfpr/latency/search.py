@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lfpr.budget import BudgetError, check_constraint, check_widths
+from lfpr.checks import BudgetError, check_constraint, check_kind, check_widths
 from lfpr.latency.cost import LatencyCost
 from lfpr.masks import Importance, Masks
 from lfpr.search import keep, positive, register
@@ -33,8 +33,8 @@ def search_latency(
     leaves over is spent. Never over the constraint by the table. Raises as `search`, and ValueError for importance of
     another shape than the table's.
     """
-    parts = checked_importance(importance, cost, constraint)
-    check_widths(importance, multiple_of, min_heads, min_neurons)
+    constraint, *parts = checked_importance(importance, cost, constraint)
+    multiple_of, min_heads, min_neurons = check_widths(importance, multiple_of, min_heads, min_neurons)
     options, costs, values = [], [], []
     for part, table, least, step in (
         (parts[0], cost.attention, min_heads, 1),
@@ -68,14 +68,19 @@ def search_latency(
 register(LatencyCost, search_latency)
 
 
-def checked_importance(importance: Importance, cost: LatencyCost, constraint: float) -> tuple[np.ndarray, np.ndarray]:
-    """Importance of heads [L, H] and neurons [L, N] as float64, after all is checked that any search needs."""
-    check_constraint(constraint)
+def checked_importance(
+    importance: Importance, cost: LatencyCost, constraint: float
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """The constraint, and importance of heads [L, H] and neurons [L, N] as float64, after all is checked that any
+    search needs."""
+    check_kind("importance", importance, Importance)
+    check_kind("cost", cost, LatencyCost)
+    constraint = check_constraint(constraint)
     for name, part, table in (("heads", importance.heads, cost.attention), ("neurons", importance.neurons, cost.ffn)):
         if part.shape != (cost.num_layers, len(table) - 1):
             expected = (cost.num_layers, len(table) - 1)
             raise ValueError(f"importance.{name}: shape {tuple(part.shape)}, the latency table is for {expected}")
-    return positive("heads", importance.heads), positive("neurons", importance.neurons)
+    return constraint, positive("heads", importance.heads), positive("neurons", importance.neurons)
 
 
 def _allocate(costs: list[np.ndarray], values: list[np.ndarray], budget: float) -> list[int]:

@@ -6,6 +6,7 @@ hexadecimal digits. The two sets share no image, no question and few ways to ask
 """
 
 import hashlib
+import io
 import json
 import random
 import re
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from tqdm.auto import trange
 
-from lfpr.files import write_json
+from lfpr.files import NotSaved, saving, write_json
+from lfpr.manifest import seal, verify
 from lfpr.mini.features import box_features, carrier_boxes
 from lfpr.mini.questions import (
     MAX_QUESTIONS,
@@ -34,7 +37,7 @@ from lfpr.mini.questions import (
 from lfpr.mini.scenes import CLASSES, COLOURS, LEXICON, Scene, make_scene, require_integer
 from lfpr.tap.layout import LAYOUTS, OBJECT_NAMES, TEXT_VOCAB
 
-FORMAT = 2
+FORMAT, STAMP = 2, "dataset.json"
 """Part of every data set's parameters: raise it when the same parameters give other data."""
 
 SCENE = {"max_objects": 3, "max_words": 2}
@@ -94,6 +97,20 @@ def write_tap(
     Raises:
         ValueError: a parameter is out of range, or `root` holds something that this function did not write.
     """
+    parameters = checked(dataset, train_images, val_images, questions_per_image, images, ocr_error, seed)
+    return make_once(Path(root).resolve(), parameters, partial(_build_tap, progress=progress))
+
+
+def checked(
+    dataset: str,
+    train_images: int,
+    val_images: int,
+    questions_per_image: int,
+    images: int,
+    ocr_error: float | None,
+    seed: int,
+) -> dict:
+    """The parameters of a data set, as its `dataset.json` holds them. Raises as `write_tap`."""
     if dataset not in FORMS:
         raise ValueError(f"dataset is {dataset!r}, must be one of {list(FORMS)}")
     parameters = {
@@ -109,28 +126,48 @@ def write_tap(
     require_integer("questions_per_image", questions_per_image, 1, MAX_QUESTIONS)
     if not 0 <= parameters["ocr_error"] <= 1:
         raise ValueError(f"ocr_error is {ocr_error!r}, must be from 0 to 1")
-    parameters |= {"dataset": dataset, "format": FORMAT}
-    return make_once(Path(root).resolve(), parameters, partial(_build_tap, progress=progress))
+    return parameters | {"dataset": dataset, "format": FORMAT}
 
 
 def make_once(root: Path, parameters: dict, build: Callable[[Path, dict], None]) -> dict:
-    """Fill `root` with `build(folder, parameters)` unless its `dataset.json` has these parameters."""
-    stamp = root / "dataset.json"
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.with_name(f"{root.name}.lock")):
-        made = json.loads(stamp.read_text()) if stamp.exists() else {}
+    """Fill `root` with `build(folder, parameters)` unless its `dataset.json` has these parameters.
+
+    Raises ValueError for a folder of another origin, Damaged for one that lacks files or has cut ones, NotSaved where
+    nothing can be written.
+    """
+    lock = FileLock(root.with_name(f"{root.name}.lock"))
+    try:
+        with saving(root):
+            root.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except NotSaved:
+        if _made(root) == parameters:  # in a folder that can only be read
+            return parameters
+        raise
+    try:
+        made = _made(root)
         if made == parameters:
             return parameters
         if root.exists() and "format" not in made and not (root.is_dir() and not any(root.iterdir())):
             raise ValueError(f"root {root} holds files of another origin: choose an empty or new folder")
         unfinished = root.with_name(f"{root.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        build(unfinished, parameters)
-        write_json(unfinished / "dataset.json", parameters)
-        shutil.rmtree(root, ignore_errors=True)
-        unfinished.rename(root)
+        with saving(root):
+            unfinished.mkdir()
+            build(unfinished, parameters)
+            write_json(unfinished / STAMP, parameters)
+            seal(unfinished)
+            shutil.rmtree(root, ignore_errors=True)
+            unfinished.rename(root)
+    finally:
+        lock.release()
     return parameters
+
+
+def _made(root: Path) -> dict:
+    """The parameters of the data set in `root`; empty if there is none."""
+    verify(root, hashed=[STAMP])  # all 14,000 files take a second to read
+    return json.loads((root / STAMP).read_text()) if (root / STAMP).exists() else {}
 
 
 def _build_tap(root: Path, parameters: dict, progress: bool) -> None:
@@ -142,21 +179,39 @@ def _build_tap(root: Path, parameters: dict, progress: bool) -> None:
             (root / folder / source).mkdir(parents=True, exist_ok=True)
         for index in trange(parameters[f"{split}_images"], desc=f"{split} images", mininterval=2, disable=not progress):
             rows += _write_image(index, root, split, parameters)
-        _save_imdb(root / layout.imdb, split, rows, dataset)
+        save_imdb(root / layout.imdb, split, rows, dataset)
         if split == "train":
             sample = random.Random(parameters["seed"]).sample(rows, min(SCORE_QUESTIONS, len(rows)))
-            _save_imdb(root / LAYOUTS[dataset, "score"].imdb, split, sample, dataset)
+            save_imdb(root / LAYOUTS[dataset, "score"].imdb, split, sample, dataset)
     _write_words(root / TEXT_VOCAB, word_pieces(dataset))
     _write_words(root / layout.answers, answer_words(dataset))
     _write_words(root / OBJECT_NAMES, CLASSES)
 
 
-def _write_image(index: int, root: Path, split: str, parameters: dict) -> list[dict]:
-    """Write one image's features; return its rows of the imdb."""
+class Picture(NamedTuple):
+    """A rendered image, its boxes in pixels with their features, and its rows of the imdb."""
+
+    scene: Scene
+    objects: np.ndarray  # [n, 4]
+    object_features: np.ndarray  # [n, F]
+    tokens: list[str]  # as text recognition reads them, from top to bottom
+    confidence: list[float]
+    boxes: np.ndarray  # [m, 4] of the tokens
+    features: np.ndarray  # [m, F]
+    rows: list[dict]
+
+    @property
+    def shape(self) -> dict:
+        """The image's size, by the names that files have for it."""
+        width, height = self.scene.image.size
+        return {"image_width": width, "image_height": height}
+
+
+def picture(index: int, split: str, parameters: dict, root: Path) -> Picture:
+    """Image `index` of a split and what is asked about it; the first ones are written below `root`, to look at."""
     dataset = parameters["dataset"]
     name = image_id(parameters["seed"], split if dataset == "textvqa" else f"{dataset}-{split}", index)
-    layout, sources = LAYOUTS[dataset, split], FORMS[dataset].sources
-    file = str(Path(sources[index % len(sources)], name))
+    source = FORMS[dataset].sources[index % len(FORMS[dataset].sources)]
     scene = make_scene(int(name, 16), **SCENE)
     rng = random.Random(f"{name}/text")
     width, height = scene.image.size
@@ -167,27 +222,13 @@ def _write_image(index: int, root: Path, split: str, parameters: dict) -> list[d
     boxes = np.array([word.box for word in words], np.float32).reshape(-1, 4)
     tokens, confidence = zip(*(misread(word.text, rng, parameters["ocr_error"]) for word in words), strict=True)
     features = box_features(scene.image, np.concatenate([objects, carrier_boxes(scene.image, boxes)]))
-
-    path = root / layout.objects / file
-    classes = np.array([1 + CLASSES.index(thing.name) for thing in scene.objects])  # 0 is the background
-    about = {
-        "bbox": objects,
-        "objects": classes,
-        "num_boxes": len(objects),
-        "image_width": width,
-        "image_height": height,
-    }
-    _save_features(path, features[: len(objects)], about)
-    path = root / layout.ocr / file
-    about = {"ocr_tokens": list(tokens), "ocr_boxes": boxes, "ocr_conf": list(confidence)}
-    _save_features(path, features[len(objects) :], about | {"image_width": width, "image_height": height})
     if index < parameters["images"]:
         scene.image.save(root / f"images/train/{name}.jpg", quality=95, subsampling=0)
     shared = {
         "image_id": name,
         "image_name": name,
         "image_path": f"train/{name}.jpg",
-        "feature_path": f"{file}.npy",
+        "feature_path": f"{Path(source, name)}.npy",
         "image_width": width,
         "image_height": height,
         "image_classes": [thing.name for thing in scene.objects],
@@ -196,7 +237,7 @@ def _write_image(index: int, root: Path, split: str, parameters: dict) -> list[d
         "ocr_normalized_boxes": boxes / np.array([width, height, width, height], np.float32),
     }
     first = FIRST_QUESTION[split] + index * parameters["questions_per_image"]
-    return [
+    rows = [
         shared
         | {
             "question": question.text,
@@ -207,6 +248,20 @@ def _write_image(index: int, root: Path, split: str, parameters: dict) -> list[d
         }
         for number, question in enumerate(_questions(scene, parameters, rng))
     ]
+    own, others = np.split(features, [len(objects)])
+    return Picture(scene, objects, own, list(tokens), list(confidence), boxes, others, rows)
+
+
+def _write_image(index: int, root: Path, split: str, parameters: dict) -> list[dict]:
+    """Write one image's features; return its rows of the imdb."""
+    layout, made = LAYOUTS[parameters["dataset"], split], picture(index, split, parameters, root)
+    file = made.rows[0]["feature_path"].removesuffix(".npy")
+    classes = np.array([1 + CLASSES.index(thing.name) for thing in made.scene.objects])  # 0 is the background
+    about = {"bbox": made.objects, "objects": classes, "num_boxes": len(made.objects)}
+    _save_features(root / layout.objects / file, made.object_features, about | made.shape)
+    about = {"ocr_tokens": made.tokens, "ocr_boxes": made.boxes, "ocr_conf": made.confidence}
+    _save_features(root / layout.ocr / file, made.features, about | made.shape)
+    return made.rows
 
 
 def _questions(scene: Scene, parameters: dict, rng: random.Random) -> list[Question]:
@@ -241,16 +296,23 @@ def answer_words(dataset: str = "textvqa") -> list[str]:
 
 
 def _save_features(path: Path, features: np.ndarray, about: dict) -> None:
-    np.save(path.with_name(f"{path.name}.npy"), features)
-    np.save(path.with_name(f"{path.name}_info.npy"), about)
+    _save(path.with_name(f"{path.name}.npy"), features)
+    _save(path.with_name(f"{path.name}_info.npy"), about)
 
 
-def _save_imdb(path: Path, split: str, rows: list[dict], dataset: str) -> None:
+def save_imdb(path: Path, split: str, rows: list[dict], dataset: str) -> None:
+    """Write rows of questions and a header before them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"version": 1.0, "dataset_name": f"mini_{dataset}", "dataset_type": split, "has_answer": True}
     table = np.empty(len(rows) + 1, object)
     table[:] = [header, *rows]
-    np.save(path, table)
+    _save(path, table)
+
+
+def _save(path: Path, array: np.ndarray | dict) -> None:
+    content = io.BytesIO()  # NumPy itself does not notice that the last bytes of a file found no room
+    np.save(content, array)
+    path.write_bytes(content.getvalue())
 
 
 def _write_words(path: Path, words: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ the figures read the CSV files that it writes. One row of `results.csv` is one s
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from lfpr.clip.retrieval import image_speedup
 from lfpr.experiments import open_experiment
 from lfpr.experiments.cell import Cell
 from lfpr.experiments.experiment import Experiment
-from lfpr.experiments.grid import NOTEBOOKS, Planned, cells, inputs, load_grid
+from lfpr.experiments.grid import NOTEBOOKS, Planned, cells, inputs, load_grid, settings
 from lfpr.experiments.methods import METHODS
 from lfpr.experiments.notebook import is_own
 from lfpr.experiments.runs import Stage, Unfinished, minutes_per_stage, provenance_table
@@ -28,12 +29,15 @@ from lfpr.files import checkout, write_json
 from lfpr.masks import Masks
 from lfpr.paper.schema import TABLES, write_tables
 
-SHOWN = Cell("label-free", 0.4)
-"""The cell whose speed and mask values are shown."""
 COMPARED = ("label-free", "fisher", "magnitude", "random")
 """Methods whose rankings are compared."""
 
 Rows = list[dict[str, Any]]
+
+
+def shown(experiment: Experiment) -> Cell:
+    """The cell whose speed and mask values are shown: label-free, at the experiment's own constraint."""
+    return experiment.cell(Cell("label-free"))
 
 
 class Collector:
@@ -61,11 +65,11 @@ def collect(
     """The tidy tables of a grid's finished runs, by name, and what of the grid is not finished.
 
     grid: plans by experiment (`lfpr.experiments.grid.load_grid`). data: the folder of the user's own files, for the
-    profile full.
+    profile full. Raises `Damaged` for a stage that is not as it was made: no table is written without it.
     """
     collector = Collector()
     for name, plan in grid.items():
-        options = inputs(plan, data) | plan.get("settings", {})
+        options = inputs(plan, data) | settings(plan)
         experiment = open_experiment(name, plan["profile"], runs, device="cpu", **options)
         with experiment.runs.load_only():
             _experiment(collector, experiment, plan)
@@ -98,11 +102,13 @@ def _cell(collector: Collector, experiment: Experiment, planned: Planned) -> Non
     stages: dict[str, Stage] = {}
     for name in planned.stages:
         try:
-            stages[name] = {"pruned": experiment.prune, "retrained": experiment.retrain}[name](cell)
+            stage = {"pruned": experiment.prune, "retrained": experiment.retrain}[name](cell)
+            row = result_row(experiment, planned.cell, stage, name == "retrained")
         except Unfinished:
             collector.missing.append(f"{experiment.name}: {planned.cell.name} {name} ({NOTEBOOKS[name]})")
             continue
-        collector.rows["results"].append(result_row(experiment, planned.cell, stages[name], name == "retrained"))
+        stages[name] = stage
+        collector.rows["results"].append(row)
     unsearched = planned.cell.heuristic == "none" and len(planned.cell.options) == 1
     if unsearched and "cascade" in experiment.spec.downstream:
         what = f"{experiment.name}: cascade of {planned.cell.name}"
@@ -110,7 +116,7 @@ def _cell(collector: Collector, experiment: Experiment, planned: Planned) -> Non
     if planned.cell.variant or not stages:
         return
     collector.rows["layers"] += layer_rows(experiment, cell, next(iter(stages.values())))
-    if replace(cell, seed=SHOWN.seed) == experiment.cell(SHOWN) and "retrained" in stages:
+    if replace(cell, seed=0) == shown(experiment) and "retrained" in stages:
         collector.rows["mask_values"] += mask_rows(experiment, cell, stages["retrained"])
     if "cascade" in experiment.spec.downstream:
         what = f"{experiment.name}: cascade of {planned.cell.name}"
@@ -135,7 +141,8 @@ def result_row(experiment: Experiment, cell: Cell, stage: Stage, retrained: bool
     size = sum(file.stat().st_size for file in (stage.folder / "model").iterdir())
     cost = {"megabytes": size / 1e6, "minutes": stage.provenance["seconds"] / 60}
     sampled = METHODS[cell.method].sampled
-    return about | {"num_samples": experiment.cell(cell).num_samples if sampled else None} | cost | stage.result
+    about |= {"num_samples": experiment.cell(cell).num_samples if sampled else None}
+    return about | cost | stage.result | {"seconds": experiment.seconds(cell, retrained)}
 
 
 def importance_rows(experiment: Experiment, cell: Cell) -> Rows:
@@ -151,14 +158,16 @@ def importance_rows(experiment: Experiment, cell: Cell) -> Rows:
 
 
 def layer_rows(experiment: Experiment, cell: Cell, pruned: Stage) -> Rows:
-    """A row per layer of a pruned model: the heads and neurons kept, and how many there were."""
-    encoder = experiment.encoder
-    full = {"full_heads": encoder.num_heads, "full_neurons": encoder.num_neurons}
-    kept = zip(pruned.result["heads"], pruned.result["neurons"], strict=True)
-    return [
-        {"experiment": experiment.name} | cell.place | {"layer": layer, "heads": heads, "neurons": neurons} | full
-        for layer, (heads, neurons) in enumerate(kept)
-    ]
+    """A row per attention of a pruned model, and the FFN of the same number: the heads and neurons kept, and how many
+    there were."""
+    encoder, kept, rows = experiment.encoder, pruned.result, []
+    for layer, heads in enumerate(kept["heads"]):
+        row = {"experiment": experiment.name} | cell.place | {"layer": layer, "heads": heads}
+        row["full_heads"] = encoder.num_heads
+        if layer < len(kept["neurons"]):  # no FFN is beside a cross-attention
+            row |= {"neurons": kept["neurons"][layer], "full_neurons": encoder.num_neurons}
+        rows.append(row)
+    return rows
 
 
 def mask_rows(experiment: Experiment, cell: Cell, retrained: Stage) -> Rows:
@@ -173,11 +182,12 @@ def mask_rows(experiment: Experiment, cell: Cell, retrained: Stage) -> Rows:
 
 
 def speed_rows(experiment: Experiment) -> Rows:
-    """A row per model of the cell `SHOWN`: unpruned, pruned, retrained."""
-    about = {"experiment": experiment.name, "constraint": SHOWN.constraint}
+    """A row per model of the cell that is `shown`: unpruned, pruned, retrained."""
+    cell = shown(experiment)
+    about = {"experiment": experiment.name, "constraint": cell.constraint}
     return [
         about | {"model": model, "ms": next(value for name, value in row.items() if name.startswith("ms_per_"))} | row
-        for model, row in experiment.speed(SHOWN).result.items()
+        for model, row in experiment.speed(cell).result.items()
     ]
 
 
@@ -219,7 +229,10 @@ def _about(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 def saved_score(experiment: Experiment, cell: Cell, retrained: bool, folder: str | Path | None = None) -> float | None:
     """The score of a resolved cell in `folder/results.csv`, by default the committed one in `paper_figures`; None if it
-    is not there, or if the cell is not the experiment's own way. For notebooks to compare a score with."""
+    is not there, if the cell is not the experiment's own way, or if the committed ones are to be renewed (`LFPR_UPDATE`
+    in the environment, as `make paper UPDATE=1` has it). For notebooks to compare a score with."""
+    if os.environ.get("LFPR_UPDATE"):
+        return None
     root = checkout()
     path = Path(folder or (root or Path()) / "paper_figures", "results.csv")
     if not path.is_file() or not is_own(experiment, cell):

@@ -26,7 +26,7 @@ from lfpr.experiments.experiment import Experiment
 from lfpr.experiments.grid import STAGES
 from lfpr.experiments.runs import Stage, Unfinished
 from lfpr.masks import Importance, Masks
-from lfpr.paper.labels import METHODS, method_label, score_label
+from lfpr.paper.labels import METHODS, layer_axis, layer_names, method_label, score_label
 from lfpr.paper.style import DASHED, STYLE
 
 CONSTRAINTS = tuple(round(0.05 * i, 2) for i in range(2, 20))
@@ -121,9 +121,10 @@ class Explorer:
             figure = Figure((8.6, 1.5 + 0.24 * max(len(masks.heads), 4)))
             left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
             height = figure.get_figheight()
-            figure.subplots_adjust(0.04, 0.42 / height, 0.98, 1 - 0.3 / height, 0.16)
-            _heads(left, masks)
-            _neurons(middle, masks)
+            figure.subplots_adjust(0.055, 0.42 / height, 0.98, 1 - 0.3 / height, 0.16)
+            names = layer_names(len(masks.heads), len(masks.neurons))
+            _heads(left, masks, names)
+            _neurons(middle, masks, names[: len(masks.neurons)])
             self._curve(right, method, constraint, seed)
         return figure
 
@@ -147,7 +148,7 @@ class Explorer:
             panel.text(0.5, 0.5, "not scored yet", ha="center", va="center", transform=panel.transAxes, color="0.4")
 
 
-def _heads(panel, masks: Masks) -> None:
+def _heads(panel, masks: Masks, names: list[str]) -> None:
     kept = (masks.heads != 0).numpy()
     panel.pcolormesh(kept, cmap=ListedColormap([CUT, KEPT]), vmin=0, vmax=1, edgecolors="w", linewidth=1.2)
     changed = not masks.equal(masks.binary())
@@ -155,12 +156,12 @@ def _heads(panel, masks: Masks) -> None:
         if value:
             panel.text(head + 0.5, layer + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=5, color="w")
     panel.set(title=f"{kept.sum()} of {kept.size} heads" + (" and their mask values" if changed else ""))
-    panel.set(xlabel="Head", ylabel="Layer")
+    panel.set(xlabel="Head", ylabel=layer_axis(names))
     panel.set_xticks(np.arange(kept.shape[1]) + 0.5, np.arange(kept.shape[1]) + 1)
-    _layers(panel, len(kept), 0.5)
+    _layers(panel, names, 0.5)
 
 
-def _neurons(panel, masks: Masks) -> None:
+def _neurons(panel, masks: Masks, names: list[str]) -> None:
     kept, total = masks.neurons_kept, masks.neurons.shape[1]
     layers = range(len(kept))
     panel.barh(layers, [total] * len(kept), color=CUT, height=0.8)
@@ -170,12 +171,12 @@ def _neurons(panel, masks: Masks) -> None:
         place = {"ha": "right", "color": "w"} if inside else {"ha": "left", "color": "0.2"}
         panel.text(count + (-0.02 if inside else 0.02) * total, layer, count, va="center", fontsize=6, **place)
     panel.set(title=f"{sum(kept)} of {masks.neurons.numel()} neurons", xlim=(0, total), xlabel="Neuron")
-    _layers(panel, len(kept), 0)
+    _layers(panel, names, 0)
 
 
-def _layers(panel, count: int, shift: float) -> None:
-    panel.set_yticks(np.arange(count) + shift, np.arange(count) + 1)
-    panel.set_ylim(count - 0.5 + shift, -0.5 + shift)  # the first layer on top
+def _layers(panel, names: list[str], shift: float) -> None:
+    panel.set_yticks(np.arange(len(names)) + shift, names)
+    panel.set_ylim(len(names) - 0.5 + shift, -0.5 + shift)  # the first layer on top
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
 

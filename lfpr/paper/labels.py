@@ -9,7 +9,8 @@ import seaborn as sns
 
 from lfpr.experiments.specs import SPECS, ExperimentSpec
 
-BLUE, ORANGE, GREEN, RED, PINK, BROWN, _, GREY, YELLOW, SKY = sns.color_palette("colorblind").as_hex()
+BLUE, ORANGE, GREEN, RED, PINK, BROWN, ROSE, GREY, YELLOW, SKY = sns.color_palette("colorblind").as_hex()
+INDIGO, WINE = "#332288", "#882255"  # darker than those ten, so that they too can be told apart
 
 
 class Look(NamedTuple):
@@ -23,6 +24,11 @@ class Look(NamedTuple):
 METHODS = {
     "label-free": Look("Label-free", BLUE, "o"),
     "fisher": Look("Fisher (labels)", GREEN, "D"),
+    "self-fisher": Look("Self-Fisher (own answers)", BROWN, "h"),
+    "true-fisher": Look("Fisher (own answers, sampled)", ROSE, "<"),
+    "surgeon": Look("Surgeon (own answers)", INDIGO, ">"),
+    "kprune": Look("K-prune", WINE, "d"),
+    "kprune-published": Look("K-prune, published settings", WINE, "x"),
     "absolute": Look("Absolute gradient (labels)", PINK, "v"),
     "magnitude": Look("Magnitude", ORANGE, "s"),
     "l1": Look("L1", GREY, "P"),
@@ -37,8 +43,17 @@ CONTROLS = {  # label of methods that only show what a part of another is worth
     "split-magnitude": "Fisher, neurons by magnitude",
     "split-random": "Fisher, neurons at random",
 }
+WAYS = {  # of winning back what pruning loses (`ExperimentSpec.ladder`), whatever the retraining is called
+    "Pruned": Look("Pruned", GREY, "o"),
+    "Rescaled": Look("Rescaled", SKY, "s"),
+    "K-prune": METHODS["kprune"],
+    "Reconstructed": Look("Reconstructed", BLUE, "^"),
+    "Reconstructed in 3 steps": Look("Reconstructed in 3 steps", INDIGO, "v"),
+    "Retrained": Look("Retrained", GREEN, "P"),
+    "Reconstructed, retrained": Look("Reconstructed, retrained", RED, "X"),
+}
 HEURISTICS = {"sum": "Sum of importance", "threshold": "Threshold"}
-_COLORS = zip(SPECS, (BLUE, ORANGE, GREEN, RED, PINK, SKY), "osD^vX", strict=False)
+_COLORS = zip(SPECS, (BLUE, ORANGE, GREEN, RED, BROWN, INDIGO, PINK, SKY), "osD^<>vX", strict=False)
 EXPERIMENTS = {name: Look(SPECS[name].title, color, marker) for name, color, marker in _COLORS}
 
 
@@ -76,6 +91,27 @@ def score_label(experiment: str, metric: str = "score") -> str:
 def title(experiment: str) -> str:
     """An experiment's model and data set, such as "TAP12, ST-VQA"."""
     return spec_of(experiment).title
+
+
+def layer_names(heads: int, ffns: int) -> list[str]:
+    """What figures call the rows of masks of so many attentions and FFNs (`lfpr.encoder.PrunableEncoder`): layers by
+    number. Of an encoder–decoder, which has more attentions, by the side, the cross-attentions of its decoder last."""
+    if heads == ffns:
+        return [str(layer + 1) for layer in range(ffns)]
+    decoder = heads - ffns
+    counts = {"E": ffns - decoder, "D": decoder, "C": decoder}
+    return [f"{part}{layer + 1}" for part, count in counts.items() for layer in range(count)]
+
+
+def layer_axis(names: list[str]) -> str:
+    """The label of an axis of `layer_names`."""
+    return "Layer" if names[0].isdigit() else "Layer (Encoder, Decoder, Cross-attention)"
+
+
+def way_look(label: str, retrained: bool) -> Look:
+    """Of a way of the ladder: "ReSt" and "distilled" look alike, as do all with either after a comma."""
+    kind = sentence(", ".join([*label.split(", ")[:-1], "retrained"])) if retrained else label
+    return WAYS.get(kind, Look(kind, "0.3", "*"))
 
 
 def dataset(experiment: str) -> str:

@@ -37,3 +37,5 @@ COMPARED = {  # method: of ours variant -> label, the first that was run being s
     "random": ({"": "Random + ReSt"}, True),
 }
 RETRAINING_MINUTES = "3–34"  # of ReSt, on two GPUs, over all constraints and both data sets
+SAL_EXPERIMENTS = "sal-textvqa", "sal-stvqa"  # beside whose scores this stands, from the paper's abstract alone, which
+SAL_HALVED = 0.5, 2.9, 1.19  # says: share of SaL‡-Base's parameters kept, points lost (less than), GPU hours of ReSt

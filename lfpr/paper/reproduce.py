@@ -17,10 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from lfpr.paper.page import FORMATS
-from lfpr.paper.schema import KEY, check_once, read, variant_text, write_file
+from lfpr.paper.schema import KEY, TOLERANCE, check_once, read, variant_text, write_file
 from lfpr.paper.tables import update_readme
 
-TOLERANCE = 1.5
 NAMED = 10  # how many of the missing or additional scores are named
 
 

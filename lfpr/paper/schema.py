@@ -1,7 +1,7 @@
 """The tidy tables that every figure and table of the paper is drawn from: their columns, their digits, and checks.
 
 `write_tables` writes them, `read` reads them back; a row of results.csv is one score. Equal numbers give equal bytes.
-Columns with times or memory differ from run to run: `minutes` and `peak_memory_mb` (results.csv, minutes.csv), `ms`
+Columns with times or memory differ from run to run: `minutes`, `seconds`, `peak_memory_mb` (results, minutes), `ms`
 (speed.csv), and what follows from times, `break_even` and `speedup…` (cascade.csv, growth.csv).
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lfpr.experiments.specs import Way
 from lfpr.files import write_whole
 from lfpr.paper.labels import CONTROLS, HEURISTICS, METHODS, spec_of
 
@@ -19,7 +20,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "results": (
         *("experiment", "profile", "method", "heuristic", "constraint", "percentile", "seed", "variant", "retrained"),
         *("score", "anls", "r5", "r10", "i2t_r1", "i2t_r5", "i2t_r10", "fraction", "parameters", "questions"),
-        *("num_samples", "percent", "last_layers", "iterations", "minutes", "megabytes", "delta_megabytes"),
+        *("num_samples", "percent", "last_layers", "iterations", "minutes", "seconds", "megabytes", "delta_megabytes"),
     ),
     "layers": (
         *("experiment", "method", "heuristic", "constraint", "percentile", "seed", "layer"),
@@ -42,15 +43,19 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Name of a file without `.csv` -> its columns. Of these, results.csv alone must be there. `num_samples`: samples
-behind the importance, none for methods that need no data."""
-OPTIONAL = ("delta_megabytes",)
+behind the importance, none for methods that need no data. `seconds`: what making the model took, from importance to
+retraining, without scoring (`Experiment.seconds`)."""
+OPTIONAL = ("seconds", "delta_megabytes")
 """Columns that older files lack; read as empty."""
+TOLERANCE = 1.5
+"""Points that a score may differ from the committed one, on another machine: for `lfpr reproduce` and the notebooks
+(docs/runs.md)."""
 KEY = ("experiment", "profile", "method", "heuristic", "constraint", "percentile", "seed", "variant", "retrained")
 """The columns of results.csv that name one score."""
 _DIGITS = {
     5: "score anls r1 r5 r10 i2t_r1 i2t_r5 i2t_r10 fraction",
     4: "importance value megabytes delta_megabytes reranked spearman overlap smallest lower median upper largest",
-    3: "minutes peak_memory_mb ms break_even speedup speedup_measured speedup_query",
+    3: "minutes seconds peak_memory_mb ms break_even speedup speedup_measured speedup_query",
 }
 DIGITS = {column: digits for digits, columns in _DIGITS.items() for column in columns.split()}
 """Significant digits of the columns that are measured; other numbers are written as they are."""
@@ -177,6 +182,13 @@ def over_seeds(rows: pd.DataFrame, metric: str = "score") -> pd.DataFrame:
     groups = rows.groupby(["constraint", "percentile"], dropna=False)
     points = groups[metric].agg(["mean", "min", "max", "std", "count"])
     return points.assign(fraction=groups.fraction.mean()).reset_index()
+
+
+def of_way(rows: pd.DataFrame, experiment: str, way: Way) -> pd.DataFrame:
+    """The rows of a way (`lfpr.experiments.specs.Way`) among an experiment's."""
+    method, variant, retrained = way
+    method = method or main_method(rows, experiment)
+    return rows[(rows.method == method) & (rows.variant == variant) & (rows.retrained == retrained)]
 
 
 def main_method(rows: pd.DataFrame, experiment: str) -> str:

@@ -7,7 +7,7 @@ state is shared and no display is needed. `save` writes files that are the same 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
@@ -19,6 +19,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from lfpr.paper.labels import METHODS, spec_of
@@ -29,6 +31,11 @@ DASHED = (0, (3, 1.5))
 REFERENCE = {"color": "0.3", "linewidth": 0.9, "linestyle": ":"}  # a line to compare with, such as the unpruned model
 RANGE = ("pi", 100)  # seaborn's interval from the lowest to the highest value
 SINGLE, DOUBLE = 3.5, 7.2  # width in inches of one and of two columns
+SIDES = {  # of a point: direction in which a text stands, and how it is aligned
+    **{(1, 0): ("left", "center"), (0, 1): ("center", "bottom"), (0, -1): ("center", "top")},
+    **{(0.7, 0.7): ("left", "bottom"), (0.7, -0.7): ("left", "top"), (-0.7, 0.7): ("right", "bottom")},
+    **{(-0.7, -0.7): ("right", "top"), (-1, 0): ("right", "center")},
+}
 P = ParamSpec("P")
 
 
@@ -93,6 +100,37 @@ def draw_boxes(panel: Axes, rows: pd.DataFrame, **options) -> None:
     faces = {"boxprops": {"alpha": 0.5, "linewidth": 0}, "saturation": 1, "legend": False}
     sns.boxplot(rows, whis=(0, 100), ax=panel, **lines, **faces, **options)
     panel.set(xlabel="", ylabel="")
+
+
+def name_points(panel: Axes, names: Sequence[tuple[float, float, str, str]], paths: Iterable[np.ndarray]) -> None:
+    """Write texts beside their points (x, y, text, colour): each near by, inside the panel, where it covers no such
+    point and no other text, nor, if it can, one of the `paths` (arrays of x, y). The panel's limits have to be final.
+    """
+    panel.figure.draw_without_rendering()  # so that places are known
+
+    def boxes(places: np.ndarray, half: float) -> list[Bbox]:
+        return [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in places]
+
+    taken, lines = boxes(panel.transData.transform([name[:2] for name in names]), 5), []
+    for places in map(panel.transData.transform, paths):
+        steps = np.linspace(0, len(places) - 1, 20 * len(places))
+        lines += boxes(np.transpose([np.interp(steps, range(len(places)), column) for column in places.T]), 2)
+    for x, y, name, color in names:
+        text = panel.annotate(
+            name, (x, y), color=color, fontsize=6.5, in_layout=False, xytext=(0, 0), textcoords="offset points"
+        )
+        text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+
+        def place(distance: float, side: tuple[float, float], text=text) -> Bbox:
+            text.set(position=distance * np.array(side), ha=SIDES[side][0], va=SIDES[side][1])
+            return text.get_window_extent()
+
+        def cost(where: tuple, place=place) -> float:
+            box = place(*where)
+            outside = not all(panel.bbox.contains(*corner) for corner in box.corners())
+            return where[0] + 8 * (box.count_overlaps(lines) > 0) + 100 * (outside + box.count_overlaps(taken))
+
+        taken.append(place(*min(((distance, side) for distance in (5, 9, 14, 20, 26) for side in SIDES), key=cost)))
 
 
 def heat_map(panel: Axes, values: pd.DataFrame, text: pd.DataFrame | None, colormap: str, limits=(None, None)):

@@ -8,21 +8,20 @@ the file names. The model is then built here, from the tensors' shapes.
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lfpr.checks import check_count, check_kind
 from lfpr.encoder import prunable
-from lfpr.files import CheckpointError, write_whole
+from lfpr.files import CheckpointError, a_path, write_whole
 from lfpr.shrink import resize
+from lfpr.tap.archives import DTYPES, ObjectUnpickler, StandIn, object_folder, open_archive
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
@@ -30,16 +29,6 @@ if TYPE_CHECKING:
 HEAD_SIZE = 64  # in all towers of CLIP
 BATCH = 32  # image-caption pairs that the loss compares
 SENSITIVITY_FIRST = 2048  # annotations that sensitivity pruning draws from
-_DTYPES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-}
 
 
 def draw(total: int, count: int, seed: int, first: int | None = None) -> list[int]:
@@ -47,7 +36,14 @@ def draw(total: int, count: int, seed: int, first: int | None = None) -> list[in
     replacement from the `first` annotations (by default as many as samples, at least 128) by NumPy's legacy generator.
 
     Where there are fewer annotations than samples, as in a small set of one's own, as many samples as annotations.
+    Raises ValueError for no annotations, negative numbers, or a seed that NumPy does not take.
     """
+    total, count, seed = (
+        check_count("total", total, 1),
+        check_count("count", count),
+        check_count("seed", seed, 0, 2**32 - 1),
+    )
+    first = None if first is None else check_count("first", first, 1)
     count = min(count, total)
     return np.random.RandomState(seed).choice(min(max(count, 128) if first is None else first, total), count).tolist()
 
@@ -56,8 +52,13 @@ def save_clip(model: CLIPModel, path: str | Path) -> None:
     """Write a pruned model as the fork does, whole or not at all: `torch.save` of the module, on the CPU, so that any
     machine can read it.
 
-    The pickle names the classes of the installed transformers, which is newer than the fork's.
+    The pickle names the classes of the installed transformers, which is newer than the fork's. Raises ValueError for
+    anything but a CLIPModel.
     """
+    from transformers import CLIPModel
+
+    check_kind("model", model, CLIPModel)
+    a_path(path, "path")
     model = model if model.device.type == "cpu" else copy.deepcopy(model).cpu()
     write_whole(path, lambda partial: torch.save(model, partial))
 
@@ -69,33 +70,41 @@ def load_clip(path: str | Path, config: CLIPConfig | None = None) -> CLIPModel:
     four times the hidden size, as all released CLIP models have. The kept heads and neurons of each layer follow from
     the shapes too. Raises `CheckpointError` naming the file if it is missing, cut, of another kind, or does not fit.
     """
-    from transformers import CLIPModel
+    from transformers import CLIPConfig, CLIPModel
 
+    a_path(path, "path")
+    check_kind("config", config, CLIPConfig, None)
     state = read_module(path)
     try:
         config = config or _config(state)
-        with torch.random.fork_rng(devices=[]):  # building draws initial weights that are overwritten
+        with torch.device("meta"):  # no memory for weights that are not in the file, whatever its shapes say
             model = CLIPModel(config).eval()
         for tower in ("text_model", "vision_model"):
             encoder = prunable(getattr(model, tower))
             layers = [f"{tower}.encoder.layers.{i}" for i in range(encoder.num_layers)]
             heads = [len(state[f"{layer}.self_attn.q_proj.weight"]) // encoder.head_dim for layer in layers]
             resize(encoder, heads, [len(state[f"{layer}.mlp.fc1.weight"]) for layer in layers])
-        model.load_state_dict({name: value for name, value in state.items() if not name.endswith("position_ids")})
-    except (KeyError, ValueError, RuntimeError, ZeroDivisionError) as error:  # the last of a width below a head's
+        weights = {name: value for name, value in state.items() if not name.endswith("position_ids")}
+        model.load_state_dict(weights, assign=True)
+        for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
+            embeddings.position_ids = torch.arange(embeddings.position_embedding.num_embeddings)[None]
+        broken = [name for name, value in weights.items() if not value.isfinite().all()]
+        if broken:
+            raise ValueError(f"{broken[0]} has NaN or infinite values")
+    except (LookupError, ValueError, RuntimeError, ZeroDivisionError) as error:  # the last of a width below a head's
         raise CheckpointError(f"{path} does not hold a pruned CLIP model of these sizes: {error}") from error
     return model.to(state["visual_projection.weight"].dtype)
 
 
 def read_module(path: str | Path) -> dict[str, Tensor]:
     """Parameters and buffers of a module saved whole, by name, prefixes of wrappers left out. See `load_clip`."""
-    path = Path(path)
+    path = a_path(path, "pruned CLIP")
     if not path.is_file():
         raise CheckpointError(f"no file {path}: expected a CLIP model saved whole")
     try:
-        with zipfile.ZipFile(path) as archive:
-            (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            module = _Unpickler(archive, pickled.removesuffix("data.pkl")).load()
+        size = path.stat().st_size
+        with path.open("rb") as file, open_archive(file, size) as archive:
+            module = _Module(archive, size).load()
         state = dict(_tensors(module))
     except Exception as error:  # a broken pickle raises nearly anything
         raise CheckpointError(f"{path} is not a complete module saved by torch: {error}") from error
@@ -106,56 +115,33 @@ def read_module(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-class _StandIn:
-    """Any object of a pickle that is not a tensor: it keeps its state and does nothing."""
-
-    state: Any = None
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _StandIn:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def append(self, value: Any) -> None: ...
-
-    extend = add = append
-
-
-class _Unpickler(pickle.Unpickler):
+class _Module(ObjectUnpickler):
     """Reads tensors and plain containers of one of torch's archives, and nothing else."""
 
-    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
-        self.archive, self.folder = archive, folder
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return lambda storage, offset, size, stride, *_: storage.as_strided(size, stride, offset).clone()
-        if module == "torch._utils" and name == "_rebuild_parameter":
-            return lambda tensor, *_: tensor
-        return type(name, (_StandIn,), {})
+    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
+        self.archive, self.folder = archive, object_folder(archive)
+        super().__init__(archive.open(f"{self.folder}data.pkl"), size)
 
     def persistent_load(self, key: tuple) -> Tensor:
         _, kind, name, *_ = key
         data = bytearray(self.archive.read(f"{self.folder}data/{name}"))
-        dtype = _DTYPES[kind.__name__]
+        dtype = DTYPES[kind.__name__]
         return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
+    def extent(self, storage: Tensor) -> tuple[int, int]:
+        return len(storage), storage.itemsize
 
-def _tensors(module: _StandIn, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    def tensor(self, storage: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
+        return storage.as_strided(size, stride, offset).clone()
+
+
+def _tensors(module: StandIn, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     for kind in ("_parameters", "_buffers"):
         for name, value in module.state[kind].items():
             if isinstance(value, Tensor):
                 yield prefix + name, value
     for name, child in module.state["_modules"].items():
-        if isinstance(child, _StandIn):
+        if isinstance(child, StandIn):
             yield from _tensors(child, f"{prefix}{name}.")
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lfpr.files import write_whole
+from lfpr.checks import check_constraint, check_count, check_encoder, check_kind
+from lfpr.files import a_path, write_whole
 from lfpr.masks import Masks
+from lfpr.tap.archives import load_torch
 
 if TYPE_CHECKING:
     from lfpr.encoder import PrunableEncoder
@@ -22,8 +24,11 @@ def outputs(root: str | Path, model: str, constraint: float, seed: int) -> Path:
     """`root/outputs/MODEL/mscoco/CONSTRAINT/seed_SEED`: where the fork for CLIP keeps the masks of a model.
 
     model: such as "openai/clip-vit-base-patch16". If that folder is not there, but the one of the name's last part, or
-    with "openai/" before it, is, then that one.
+    with "openai/" before it, is, then that one. Raises ValueError for anything else than such arguments.
     """
+    a_path(root, "root")
+    check_kind("model", model, str)
+    constraint, seed = check_constraint(constraint), check_count("seed", seed)
     names = dict.fromkeys((model, Path(model).name, f"openai/{Path(model).name}"))
     folders = [Path(root, "outputs", name, "mscoco", str(float(constraint)), f"seed_{seed}") for name in names]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
@@ -39,7 +44,9 @@ def load_masks(
     FileNotFoundError, or ValueError if a file does not hold one tensor (or one list of equally long rows), all of it
     finite, if masks do not fit the encoder, or if there is none for a head mask alone.
     """
-    files = mask_files(path) if neuron_mask is None else [Path(path), Path(neuron_mask)]
+    if encoder is not None:
+        check_encoder(encoder)
+    files = mask_files(path) if neuron_mask is None else [a_path(path, "path"), a_path(neuron_mask, "neuron_mask")]
     if len(files) == 1 and encoder is None:
         raise ValueError(f"{path} is a head mask alone: give the neuron mask, or the encoder, whose neurons all stay")
     heads, *neurons = map(_read, files)
@@ -54,7 +61,7 @@ def load_masks(
 
 def mask_files(path: str | Path) -> list[Path]:
     """The files that `load_masks(path)` reads. Raises FileNotFoundError if one is not there."""
-    path = Path(path)
+    path = a_path(path, "masks")
     path = path.parent if path.name == FILES[0] else path
     files = [path] if path.is_file() else [path / name for name in FILES]
     for file in files:
@@ -65,13 +72,20 @@ def mask_files(path: str | Path) -> list[Path]:
 
 
 def save_masks(masks: Masks, folder: str | Path) -> None:
-    """Write `head_mask.pt` and `neuron_mask.pt` into `folder`, float32, as the released frameworks read them."""
+    """Write `head_mask.pt` and `neuron_mask.pt` into `folder`, float32, as the released frameworks read them. Raises
+    ValueError for anything but `Masks`."""
+    check_kind("masks", masks, Masks)
+    a_path(folder, "folder")
     for name, mask in zip(FILES, (masks.heads, masks.neurons), strict=True):
         _write(mask, Path(folder) / name)
 
 
 def save_head_mask(masks: Masks, step: int, folder: str | Path) -> None:
-    """Write `head_mask_I.pt`, I = step − 1, as the fork's sensitivity pruning does after step 1, 2, ..."""
+    """Write `head_mask_I.pt`, I = step − 1, as the fork's sensitivity pruning does after step 1, 2, ... Raises
+    ValueError for anything but `Masks`, or another step."""
+    check_kind("masks", masks, Masks)
+    a_path(folder, "folder")
+    step = check_count("step", step, 1)
     _write(masks.heads, Path(folder) / f"head_mask_{step - 1}.pt")
 
 
@@ -84,15 +98,18 @@ def _read(path: str | Path) -> Tensor:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no mask file {path}")
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        value = load_torch(path)
     except Exception as error:  # torch raises many kinds for a file that is cut, or that is no checkpoint at all
         raise ValueError(f"{path} is not a readable tensor file: {error}") from error
     if isinstance(value, (list, tuple)) and value and all(isinstance(row, Tensor) for row in value):
-        if len({row.shape for row in value}) > 1:
-            raise ValueError(f"{path}: rows of different lengths {[tuple(row.shape) for row in value]}")
+        if len({(row.shape, row.dtype) for row in value}) > 1:
+            raise ValueError(f"{path}: rows of different lengths {[tuple(row.shape) for row in value]}, or kinds")
         value = torch.stack(list(value))
     if not isinstance(value, Tensor):
         raise ValueError(f"{path}: expected a mask tensor, found {type(value).__name__}")
+    if value.is_complex() or value.ndim != 2:
+        kind = f"{value.dtype} {list(value.shape)}"
+        raise ValueError(f"{path}: expected numbers [layers, heads or neurons], found {kind}")
     if not value.isfinite().all():
         raise ValueError(f"{path}: NaN or infinite mask values")
     return value.float()

@@ -14,11 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfpr.checks import check_flag, no_empty_batches
 from lfpr.encoder import PrunableEncoder
 from lfpr.layerwise import LayerRun, Replay, Walk
 from lfpr.masks import Masks
 from lfpr.modes import evaluating
-from lfpr.rescale import Equations, Rescaled, SubLayerFit, check_masks, condition_number, fit_masks, rescaled, sides
+from lfpr.rescale import (
+    Equations,
+    Rescaled,
+    SubLayerFit,
+    check_rescale,
+    condition_number,
+    fit_masks,
+    masked,
+    rescaled,
+    sides,
+)
 
 LIMIT = 10.0
 _STOPS = "the released code stops here"
@@ -42,12 +53,16 @@ def rescale(
     everything from the first sub-layer with a scale beyond ±10 on stays binary. Without one it is that of the fork for
     CLIP, which has no limit and fits all tokens. Arguments and errors are those of `lfpr.rescale`.
     """
-    first_token = teacher is not None if first_token is None else first_token
-    check_masks(encoder, masks, teacher)
+    check_rescale(encoder, masks, batches, forward, teacher, tokens, folder)
+    first_token = teacher is not None if first_token is None else check_flag("first_token", first_token)
     limit, report = None if teacher is None else LIMIT, []
     student, teacher_side = sides(encoder, masks, teacher)
-    with evaluating(encoder.module), Replay(encoder, batches, forward, tokens, folder) as replay:
-        walk = _Walk(replay, student, teacher_side)
+    with (
+        evaluating(encoder.module),
+        no_empty_batches(encoder),
+        Replay(encoder, batches, forward, tokens, folder) as replay,
+    ):
+        walk = _Walk(replay, student, teacher_side, masked(student, forward))
         for fit in fit_masks(walk, lambda system: system.released(limit), first_token, _Equations):
             report.append(fit)
             if fit.declined and fit.declined.endswith(_STOPS):
@@ -62,7 +77,7 @@ class _Walk(Walk):
         if self.teacher.masks is None:
             return super().ffn_target(layer, run)
         unmasked = self.teacher.encoder.parts[layer].ffn_out(run.activation)
-        return self.replay.ffn_sum(run) - run.fed + unmasked
+        return self.replay.ffn_sum(layer, run) - run.fed + unmasked
 
 
 class _Equations(Equations):

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lfpr.files import DataError, write_whole
+from lfpr.checks import check_count, check_kind, check_number, check_seed
+from lfpr.files import DataError, a_path, write_whole
 from lfpr.gradients import MaskGradients
 from lfpr.tap.model import TAP, Batch
 from lfpr.tap.objectives import check_step
+from lfpr.tap.pickles import load_npy
 
 DROPOUT, BATCH = 0.1, 8  # what LFPR's code scores with
 FILES = ("head_grads.npy", "ffn_grads.npy", "tmax_q2.txt")  # of a score folder
@@ -35,9 +37,8 @@ def label_free(model: TAP, step: int, dropout: float = DROPOUT, seed: int = 0) -
 
     Raises ValueError for a step that the model does not decode, or a dropout outside [0, 1).
     """
-    check_step(model, step)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout = {dropout}: must be in [0, 1)")
+    step, seed = check_step(model, step), check_seed(seed)
+    dropout = check_number("dropout", dropout, "in [0, 1)", lambda share: 0 <= share < 1)
 
     def objective(batch: Batch) -> Tensor:
         with _dropping(model, dropout, seed):
@@ -86,10 +87,15 @@ def _dropping(model: TAP, dropout: float, seed: int) -> Iterator[None]:
 
 def save_scores(folder: str | Path, gradients: MaskGradients, step: int) -> None:
     """Write the mask gradients, float32, and the decoding `step` of the label-free objective into `folder` as LFPR's
-    scoring does, each file whole or not at all. Rows may be of batches or of samples: LFPR sums their squares."""
+    scoring does, each file whole or not at all. Rows may be of batches or of samples: LFPR sums their squares.
+    Raises ValueError for other gradients, among them none, or another step."""
+    a_path(folder, "folder")
+    check_kind("gradients", gradients, MaskGradients)
+    gradients.check("gradients")
+    step = check_count("step", step)
     for name, part in zip(FILES, (gradients.heads, gradients.neurons), strict=False):
         write_whole(Path(folder, name), lambda partial, part=part: _save(partial, part.detach().float().cpu().numpy()))
-    write_whole(Path(folder, FILES[2]), lambda partial: partial.write_text(str(int(step))))
+    write_whole(Path(folder, FILES[2]), lambda partial: partial.write_text(str(step)))
 
 
 def load_scores(folder: str | Path) -> tuple[MaskGradients, int]:
@@ -98,6 +104,7 @@ def load_scores(folder: str | Path) -> tuple[MaskGradients, int]:
     Reading runs no code. Raises DataError naming the file if it is missing, is no array of finite numbers of this
     shape, or holds no step.
     """
+    folder = a_path(folder, "folder")
     heads, neurons = (_load(Path(folder, name)) for name in FILES[:2])
     if heads.shape[:2] != neurons.shape[:2]:
         raise DataError(
@@ -106,7 +113,7 @@ def load_scores(folder: str | Path) -> tuple[MaskGradients, int]:
         )
     path = _existing(Path(folder, FILES[2]))
     text = path.read_bytes().strip()
-    if not text.isdigit():
+    if not text.isdigit() or len(text) > 9:
         raise DataError(f"{path}: expected the decoding step, a whole number, found {text[:40]!r}")
     return MaskGradients(heads, neurons), int(text)
 
@@ -117,17 +124,15 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def _load(path: Path) -> Tensor:
-    _existing(path)
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is not a complete .npy file of numbers: {error}") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f" or not array.size:
-        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+    array = load_npy(_existing(path), "mask gradients", objects=False)
+    if array.ndim != 3 or array.dtype.kind != "f" or not array.size:
+        found = f"{array.dtype} {list(array.shape)}"
         raise DataError(f"{path}: expected floats [batches, layers, heads or neurons], found {found}")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise DataError(f"{path}: NaN or infinite gradients")
-    return torch.from_numpy(array.astype(np.float32))
+        raise DataError(f"{path}: NaN or infinite gradients, or too large for float32")
+    return torch.from_numpy(array)
 
 
 def _existing(path: Path) -> Path:

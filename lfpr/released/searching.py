@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lfpr.budget import BudgetError, check_constraint
+from lfpr.checks import BudgetError, check_at_least, check_constraint, check_kind, check_list
 from lfpr.cost import LinearCost, ParameterCost
 from lfpr.encoder import PrunableEncoder
 from lfpr.latency.cost import LatencyCost, latency_table
@@ -24,12 +24,13 @@ def parameter_cost(encoder: PrunableEncoder) -> LinearCost:
     the other layers and of the FFNs are not, so masks come out slightly larger than the constraint says."""
     exact = ParameterCost(encoder)
     fixed = 3 * encoder.hidden_size  # one output bias and one LayerNorm
-    return LinearCost(exact.unit, exact.full, fixed, exact.head, exact.neuron)
+    return LinearCost(exact.unit, exact.full, fixed, exact.head, exact.neuron, exact.shapes)
 
 
 def latency_cost(attention: Sequence[float], ffn: Sequence[float], num_layers: int) -> LatencyCost:
     """From the look-up tables of Kwon et al., which start at one head and one neuron, in ms."""
-    return LatencyCost([0.0, *attention], [0.0, *ffn], num_layers, "milliseconds")
+    tables = (check_list(name, table, check_at_least) for name, table in (("attention", attention), ("ffn", ffn)))
+    return LatencyCost(*([0.0, *table] for table in tables), num_layers, "milliseconds")
 
 
 def search(importance: Importance, cost: LinearCost | LatencyCost, constraint: float) -> Masks:
@@ -41,9 +42,12 @@ def search(importance: Importance, cost: LinearCost | LatencyCost, constraint: f
     cannot be reached.
     """
     if isinstance(cost, LatencyCost):
-        heads, neurons = checked_importance(importance, cost, constraint)
+        constraint, heads, neurons = checked_importance(importance, cost, constraint)
         return keep(importance, *_search_latency(heads, neurons, cost, constraint))
-    check_constraint(constraint)
+    check_kind("importance", importance, Importance)
+    check_kind("cost", cost, LinearCost)
+    constraint = check_constraint(constraint)
+    cost.check("importance", importance)
     heads, neurons = rank("heads", importance.heads), rank("neurons", importance.neurons)
     count = np.arange(1, len(heads.index) + 1)  # numbers of heads to try
     rest = (constraint * cost.full - cost.fixed - cost.head * count) / cost.neuron
@@ -56,7 +60,7 @@ def fit_plateau(table: Sequence[float]) -> tuple[int, float, float]:
     The latency is `constant` up to `threshold` parts, and `constant + slope · (parts - threshold)` beyond; the constant
     is the mean below the threshold, the slope that of least squares, at least 0. Of all thresholds, the best fit.
     """
-    table = latency_table("table", [0.0, *table])[1:]
+    table = latency_table("table", [0.0, *check_list("table", table, check_at_least)])[1:]
     best = (np.inf, 0, 0.0, 0.0)
     for threshold in range(1, len(table) + 1):
         constant = table[:threshold].mean()

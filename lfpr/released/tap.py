@@ -10,7 +10,7 @@ words). The released code has heads of 64; files of other sizes are read and wri
 
 from __future__ import annotations
 
-import ast
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfpr.checks import check_kind
 from lfpr.encoder import PrunableEncoder, mask_rows, prunable
-from lfpr.files import CheckpointError, write_whole
+from lfpr.files import CheckpointError, DataError, a_path, write_whole
+from lfpr.reading import read_text
 from lfpr.shrink import fold, resize
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.model import TAP, TAPConfig
@@ -33,9 +35,16 @@ def save_tap(pruned: TAP, folder: str | Path, masks: Any = None, unpruned: str |
     none of TAP's are carried over, as LFPR's trainers need them. Raises ValueError if masks do not fit, or are per
     sample, and `CheckpointError` if `unpruned` cannot be read.
     """
+    check_kind("pruned", pruned, TAP)
+    a_path(folder, "folder")
+    if unpruned is not None:
+        a_path(unpruned, "unpruned")
     encoder = prunable(pruned)
     heads, neurons = encoder.heads_per_layer, encoder.neurons_per_layer
-    masks = masks or SimpleNamespace(heads=[torch.ones(n) for n in heads], neurons=[torch.ones(n) for n in neurons])
+    if masks is None:
+        masks = SimpleNamespace(heads=[torch.ones(n) for n in heads], neurons=[torch.ones(n) for n in neurons])
+    if not hasattr(masks, "heads") or not hasattr(masks, "neurons"):
+        raise ValueError(f"masks: expected heads and neurons, found {type(masks).__name__}")
     rows = zip(mask_rows("heads", masks.heads, heads), mask_rows("neurons", masks.neurons, neurons), strict=True)
     state = {name: value.detach().cpu() for name, value in pruned.state_dict().items()}
     if unpruned is not None:
@@ -56,7 +65,8 @@ def load_tap(folder: str | Path, config: TAPConfig, checkpoint: str = "pruned_mo
     config: sizes of the *unpruned* model. checkpoint: its name in `folder`, for a retrained one. Raises
     `CheckpointError` if a file is missing or unreadable, or if `cfg.txt`, the checkpoint and `config` disagree.
     """
-    folder = Path(folder)
+    folder = a_path(folder, "folder")
+    a_path(checkpoint, "checkpoint")
     heads, neurons = read_cfg(folder / "cfg.txt", config)
     with torch.random.fork_rng(devices=[]):  # building draws initial weights that are overwritten
         tap = TAP(config).eval()
@@ -80,12 +90,13 @@ def read_cfg(path: str | Path, config: TAPConfig) -> tuple[list[int], list[int]]
 
     Raises `CheckpointError` if the file is missing or has anything but two lists of whole numbers that `config` allows.
     """
-    path = Path(path)
+    path = a_path(path, "path")
+    check_kind("config", config, TAPConfig)
     if not path.is_file():
         raise CheckpointError(f"no file {path}: expected the heads and neurons kept per layer, in two lines")
     try:
-        lines = path.read_text().splitlines()
-    except UnicodeDecodeError as error:
+        lines = read_text(path, "kept heads and neurons").splitlines()
+    except DataError as error:
         raise CheckpointError(f"{path} is not a text file: {error}") from error
     if len(lines) != 2:
         raise CheckpointError(f"{path}: {len(lines)} lines, expected two (heads and neurons kept per layer)")
@@ -97,8 +108,8 @@ def read_cfg(path: str | Path, config: TAPConfig) -> tuple[list[int], list[int]]
 
 def _counts(path: Path, what: str, line: str, layers: int, most: int) -> list[int]:
     try:
-        values = ast.literal_eval(line.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        values = json.loads(line)  # as Python writes a list of numbers
+    except (ValueError, RecursionError):
         values = None
     if not (
         isinstance(values, list) and len(values) == layers and all(type(v) is int and 0 <= v <= most for v in values)

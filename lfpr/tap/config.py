@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
-from transformers import BertConfig
+from lfpr.checks import check_count, check_number, from_fields
+from lfpr.tap.bert import BertSizes
+
+MAY_BE_0 = {"text_layers", "order_size", "bos_index", "eos_index"}
 
 
 @dataclass(frozen=True)
 class TAPConfig:
     """Sizes of a TAP model; the defaults are the released 4-layer TAP. `text_layers=0, mmt_layers=12` is TAP12.
 
-    Raises ValueError naming a field that is too small, or a hidden size that is no multiple of the heads.
+    Raises ValueError naming a field that is no number or too small, or a hidden size that is no multiple of the heads.
     """
 
     text_layers: int = 3
@@ -35,10 +38,12 @@ class TAPConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in {"text_layers", "order_size", "dropout", "bos_index", "eos_index"} else 1
-            if value < least:
-                raise ValueError(f"TAPConfig.{field.name} = {value}: must be at least {least}")
+            name, value = f"TAPConfig.{field.name}", getattr(self, field.name)
+            if field.name == "dropout":
+                value = check_number(name, value, "in [0, 1]", lambda share: 0 <= share <= 1)
+            else:
+                value = check_count(name, value, int(field.name not in MAY_BE_0))
+            object.__setattr__(self, field.name, value)
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"TAPConfig.hidden_size = {self.hidden_size}: must be a multiple of num_heads = {self.num_heads}"
@@ -55,24 +60,9 @@ class TAPConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> TAPConfig:
-        """What `to_dict` gave. Raises ValueError naming unknown fields."""
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"TAPConfig has no field {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")
-        return cls(**values)
+        """What `to_dict` gave. Raises ValueError naming unknown fields, and as `TAPConfig`."""
+        return from_fields(cls, values)
 
-    def bert(self, layers: int) -> BertConfig:
-        """The BERT configuration of a stack of `layers` layers: GELU (erf), post-LayerNorm with eps 1e-12."""
-        config = BertConfig(
-            vocab_size=self.text_vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=layers,
-            num_attention_heads=self.num_heads,
-            intermediate_size=self.intermediate_size,
-            max_position_embeddings=self.text_positions,
-            hidden_dropout_prob=self.dropout,
-            attention_probs_dropout_prob=self.dropout,
-            layer_norm_eps=1e-12,
-        )
-        config._attn_implementation = "sdpa"
-        return config
+    def bert(self, layers: int) -> BertSizes:
+        """The sizes of a stack of `layers` layers."""
+        return BertSizes(layers, self.hidden_size, self.num_heads, self.intermediate_size, self.dropout)

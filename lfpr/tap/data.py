@@ -4,9 +4,9 @@ Files are read when needed and a few images are kept; `preload` keeps everything
 that fit. A batch is gathered at once rather than collated from samples: padding and word vectors are most of it.
 """
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from lfpr.files import DataError, existing
+from lfpr.checks import check_count, check_flag, check_kind, plain
+from lfpr.files import DataError, a_path
+from lfpr.reading import read_object, select, stays_inside, whole, wholes
 from lfpr.tap import text
 from lfpr.tap.layout import FASTTEXT, LAYOUTS, Files, Image, ImageReader, InputSizes, read_imdb
 from lfpr.tap.vectors import Embedding, fasttext
@@ -84,39 +86,29 @@ class TAPDataset(Dataset):
         seed: int | None = None,
         images: dict | None = None,
     ) -> None:
-        if (dataset, split) not in LAYOUTS:
+        others = {"imdb": imdb, "text_vocab": text_vocab, "answer_vocab": answer_vocab, "image_folder": image_folder}
+        for name, path in ({"root": root} | {name: path for name, path in others.items() if path is not None}).items():
+            a_path(path, name)
+        if (dataset, split) not in list(LAYOUTS):  # a list: what has no hash is not among them either
             allowed = ", ".join(f"{d} {s}" for d, s in LAYOUTS)
             raise ValueError(f"dataset, split = {dataset!r}, {split!r}: must be one of {allowed}")
+        sizes = InputSizes() if sizes is None else sizes
+        check_kind("sizes", sizes, InputSizes)
+        check_kind("images", {} if images is None else images, dict)
+        self.with_targets = check_flag("targets", targets)
         self.root, self.dataset, self.split = Path(root), dataset, split
-        self.files, self.sizes = Files(root, dataset, split), sizes or InputSizes()
-        self.image_folder = image_folder
-        self.seed, self._embed, self._words = seed, embed, None
-        if embed is not None and embed.dim != self.sizes.fasttext_size:
-            raise ValueError(f"embed.dim = {embed.dim}: sizes.fasttext_size is {self.sizes.fasttext_size}")
+        self.files, self.sizes, self.image_folder = Files(root, dataset, split), sizes, image_folder
+        self.seed = None if seed is None else check_count("seed", seed)
+        self._embed, self._words = embed, None
+        if embed is not None and (not callable(embed) or getattr(embed, "dim", None) != sizes.fasttext_size):
+            dim = getattr(embed, "dim", "missing")
+            raise ValueError(f"embed.dim = {dim}: sizes.fasttext_size is {sizes.fasttext_size}")
         labels_are_imdb = isinstance(labels, str | Path) and Path(labels).suffix == ".npy"
         self.path = Path(labels if labels_are_imdb else imdb or self.files["imdb"])
-        records = read_imdb(self.path)
-        if indices is not None and limit is not None:
-            raise ValueError("indices and limit: give one of them")
-        selected = range(len(records))[:limit] if indices is None else indices
-        outside = [i for i in selected if not 0 <= i < len(records)]
-        if outside or not len(selected) or (limit is not None and limit < 1):
-            asked = outside[:3] or limit or "none"
-            raise ValueError(f"indices or limit: {self.path} has {len(records)} questions, asked for {asked}")
-        self.records = [records[i] for i in selected]
+        self.labels = None if labels_are_imdb or labels is None else read_labels(labels)
+        self.records = choose(self.path, read_imdb(self.path), limit, indices, self.labels, self.with_targets)
         self.pieces = text.WordPieces(text_vocab or self.files["pieces"])
         self.vocab = text.AnswerVocab(answer_vocab or self.files["answers"])
-        self.labels = None if labels_are_imdb or labels is None else _labels(labels)
-        if self.labels is not None:
-            self.records = [r for r in self.records if str(r["question_id"]) in self.labels]
-            if not self.records:
-                raise ValueError(f"labels: none of their {len(self.labels)} question ids is in {self.path}")
-        self.with_targets = targets
-        if targets and self.labels is None and not all(r["answers"] for r in self.records):
-            without = [r["question_id"] for r in self.records if not r["answers"]]
-            raise DataError(
-                f"{self.path}: targets need answers, {len(without)} questions have none, first {without[0]}"
-            )
         self._read_image = ImageReader(self.files, self.sizes, self.pieces)
         self._images: dict[tuple, Image] = {} if images is None else images
         self._questions: dict[int, tuple] = {}
@@ -127,14 +119,14 @@ class TAPDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
-        if isinstance(index, int | np.integer):
-            return {name: value[0] for name, value in self._batch([int(index)]).items()}
-        return self._batch([int(i) for i in index])
+        if isinstance(plain(index), int):
+            return {name: value[0] for name, value in self._batch([whole("index", index)]).items()}
+        return self._batch(wholes("index", index))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose another sampled spelling per question (with a `seed`) and another order of shuffled `batches`."""
-        self.epoch = epoch
-        self._draws = None if self.seed is None else np.random.default_rng([self.seed, epoch]).random(len(self))
+        self.epoch = check_count("epoch", epoch)
+        self._draws = None if self.seed is None else draws(self.seed, epoch, len(self))
 
     def preload(self) -> "TAPDataset":
         """Read all images and questions into memory now; returns self."""
@@ -160,24 +152,12 @@ class TAPDataset(Dataset):
     def sample(self, index: int) -> dict[str, Any]:
         """A question as people read it: ids, question, answers, image file and size in pixels, OCR tokens and objects
         with their boxes [n, 4] relative to the image, and its label if `labels` were given."""
-        record, image = self.records[index], self.image(self.records[index])
-        shown = {key: record[key] for key in ("question_id", "question", "image_id", "answers")}
-        shown |= {"image_size": (record["image_width"], record["image_height"]), "image": self._image_file(record)}
+        record = self.records[whole("index", index)]
+        image = self.image(record)
+        shown = described(record, [Path(self.image_folder)] if self.image_folder else self.files.image_folders())
         shown |= {"ocr_tokens": image.ocr_tokens, "ocr_boxes": image.ocr_boxes}
         shown |= {"object_names": image.obj_names[: len(image.obj_boxes)], "obj_boxes": image.obj_boxes}
         return shown | ({} if self.labels is None else {"label": self.labels[str(record["question_id"])]})
-
-    def _image_file(self, record: dict) -> Path | None:
-        """By its path or its id, itself or in the folders into which TextVQA's archives are unpacked."""
-        name = record["image_path"] or record["image_id"]
-        stems = [str(name), *(f"{folder}{record['image_id']}" for folder in ("", "train_images/", "test_images/"))]
-        files = (
-            folder / f"{stem}{suffix}"
-            for folder in ([Path(self.image_folder)] if self.image_folder else self.files.image_folders())
-            for stem in stems
-            for suffix in ("", ".jpg", ".png")
-        )
-        return next((file for file in files if file.is_file()), None)
 
     def image(self, record: dict) -> Image:
         """The objects and OCR tokens of a record's image (cached). Raises FileNotFoundError and DataError."""
@@ -226,7 +206,7 @@ class TAPDataset(Dataset):
             previous, mask = np.zeros(steps, np.int64), np.zeros(steps, np.float32)
             draws = [None] * len(indices) if self._draws is None else self._draws[indices].tolist()
             for (_, spelled), draw, *rows in zip(questions, draws, targets, previous, mask, strict=True):
-                text.write_targets(spelled, self.vocab, *rows, draw)
+                text.write_targets(spelled, self.vocab.bos, self.vocab.eos, *rows, draw)
             batch |= {"targets": targets, "previous": previous, "loss_mask": mask}
         return TAPBatch({name: torch.from_numpy(array) for name, array in batch.items()}, tokens, self.vocab)
 
@@ -238,22 +218,84 @@ def _pad(arrays: list[np.ndarray], length: int) -> np.ndarray:
     return padded
 
 
-def _labels(labels: str | Path | Mapping) -> dict[str, Any]:
-    if not isinstance(labels, Mapping):
-        path = existing(labels, "pseudo-labels: question id -> answer")
-        try:
-            labels = json.loads(path.read_text())
-        except ValueError as error:
-            raise DataError(f"{path}: pseudo-labels are an .npy imdb or a JSON object, found {error}") from error
-        if not isinstance(labels, dict):
-            raise DataError(f"{path}: expected a JSON object question id -> answer, found a {type(labels).__name__}")
-    return {str(key): value for key, value in labels.items()}
+def described(record: dict, folders: Iterable[Path]) -> dict[str, Any]:
+    """A question as people read it: ids, question, answers, size of the image in pixels, and its file in `folders`: by
+    its path or its id, itself or in those into which TextVQA's archives are unpacked."""
+    name = record["image_path"] or record["image_id"]
+    stems = [str(name), *(f"{folder}{record['image_id']}" for folder in ("", "train_images/", "test_images/"))]
+    files = (
+        folder / f"{stem}{suffix}"
+        for folder in folders
+        for stem in filter(stays_inside, stems)
+        for suffix in ("", ".jpg", ".png")
+    )
+    shown = {key: record[key] for key in ("question_id", "question", "image_id", "answers")}
+    shown["image_size"] = record["image_width"], record["image_height"]
+    return shown | {"image": next((file for file in files if file.is_file()), None)}
+
+
+def draws(seed: int, epoch: int, count: int) -> np.ndarray:
+    """What chooses among a question's answers in one pass: [count] in [0, 1)."""
+    return np.random.default_rng([seed, epoch]).random(count)
+
+
+def choose(
+    path: Path,
+    records: Sequence[dict],
+    limit: int | None,
+    indices: Sequence[int] | None,
+    labels: Mapping[str, Any] | None,
+    answered: bool,
+) -> list[dict]:
+    """The records of the file `path` that a data set has: its first `limit`, or `indices`, or all, and of them those
+    that `labels` are of. Raises ValueError for others than there are, and DataError for a question id that is there
+    twice, where labels are by id, and if they are to be `answered` and are not."""
+    has = f"{path} has {len(records)} questions"
+    chosen = [records[i] for i in select(len(records), has, limit, indices, at_most=True)]
+    if labels is not None:
+        if twice := repeated(records):
+            raise DataError(f"{path}: question id {twice[0]} is there twice, labels are by id")
+        chosen = [record for record in chosen if str(record["question_id"]) in labels]
+        if not chosen:
+            raise ValueError(f"labels: none of their {len(labels)} question ids is in {path}")
+    without = [record["question_id"] for record in chosen if not record["answers"]]
+    if answered and labels is None and without:
+        raise DataError(f"{path}: targets need answers, {len(without)} questions have none, first {without[0]}")
+    return chosen
+
+
+def read_labels(labels: str | Path | Mapping) -> dict[str, Any]:
+    """Question id -> an answer, or the indices of its words: of a mapping, or a JSON file of one. Raises DataError
+    naming one that is neither, and as `read_object`."""
+    if isinstance(labels, Mapping):
+        return {str(key): _label(f"labels[{key!r}]", value) for key, value in labels.items()}
+    found = read_object(labels, "labels: an .npy imdb or a JSON object question id -> answer")
+    return {key: _label(f"{labels}: the answer to {key}", value) for key, value in found}
+
+
+def _label(name: str, label: Any) -> str | list[int]:
+    """An answer, or the indices of its words. Raises DataError naming it."""
+    if isinstance(label, str):
+        return label
+    label = label.tolist() if isinstance(label, Tensor | np.ndarray) else label
+    if not isinstance(label, list | tuple):
+        raise DataError(f"{name} is {label!r:.80}, expected an answer or a list of indices of words")
+    try:
+        return [check_count("index", index) for index in label]
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def repeated(records: Sequence[Mapping]) -> list:
+    """Question ids that more than one of the records have."""
+    counts = Counter(str(record["question_id"]) for record in records)
+    return [question for question, count in counts.items() if count > 1]
 
 
 class _Order(Sampler[int]):
     """0 ... n - 1, or a permutation that depends on the seed and the data set's epoch alone."""
 
-    def __init__(self, dataset: TAPDataset, seed: int | None) -> None:
+    def __init__(self, dataset: Dataset, seed: int | None) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
@@ -279,10 +321,25 @@ def batches(
     Shuffled if there is a `shuffle_seed`; iterated again in the same order until `dataset.set_epoch` changes it.
     Raises ValueError for a batch size below 1 or a negative number of workers; with workers also as `dataset.words`.
     """
-    if batch_size < 1 or workers < 0:
-        raise ValueError(f"batch_size, workers = {batch_size}, {workers}: must be at least 1 and 0")
-    if workers:
+    check_kind("dataset", dataset, TAPDataset)
+    loader = load(dataset, batch_size, shuffle_seed, drop_last, workers, pin_memory)
+    if loader.num_workers:
         _ = dataset.words  # FastText's dictionary, read once for all of them and for every pass
+    return loader
+
+
+def load(
+    dataset: Dataset,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    drop_last: bool = False,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """`batches` of any data set that has an `epoch` and gives a batch for a list of indices. Raises as that."""
+    batch_size, workers = check_count("batch_size", batch_size, 1), check_count("workers", workers)
+    shuffle_seed = None if shuffle_seed is None else check_count("shuffle_seed", shuffle_seed)
+    drop_last, pin_memory = check_flag("drop_last", drop_last), check_flag("pin_memory", pin_memory)
     sampler = BatchSampler(_Order(dataset, shuffle_seed), batch_size, drop_last)
     private = torch.Generator()  # otherwise each pass would draw from the global one
     options = {"num_workers": workers, "pin_memory": pin_memory, "generator": private}
@@ -300,31 +357,48 @@ def check(
       error), `writable` (checked questions with an answer that vocabulary and OCR tokens can write), `without_ocr`
       (images);
     - `objects`, `ocr_tokens`: (min, mean, max) per image; `feature_size`; `vocabulary`: (answers, word pieces);
-    - `word_vectors`: their length, None without a usable file; `bad`: how many records cannot be used, and the
-      vectors' file; `first_bad`: why (None if all can).
+    - `word_vectors`: their length, None without a usable file; `bad`: how many records cannot be used, question ids
+      are there twice, and the vectors' file; `first_bad`: why (None if all can).
+
+    Raises ValueError for a bad `limit` or bad `options`.
     """
+    limit = None if limit is None else check_count("limit", limit, 1)
     try:
         data = TAPDataset(root, dataset, split, **options)
     except (DataError, FileNotFoundError) as error:
         return {"questions": 0, "bad": 1, "first_bad": str(error)}
-    counts: dict[str, tuple[int, int]] = {}
-    bad, writable, vectors = [], 0, None
+    bad, vectors = [], None
     try:
         vectors = data.words.embed.dim
     except (ValueError, OSError) as error:
         bad.append(str(error))
+
+    def look(record: dict) -> tuple[int, int, bool]:
+        image, answers = data.image(record), record["answers"]
+        writable = bool(answers and text.spellings(answers, image.ocr_tokens, data.vocab).sequences)
+        return len(image.obj_boxes), len(image.ocr_tokens), writable
+
+    sizes = {"feature_size": data.sizes.feature_size, "vocabulary": (len(data.vocab), len(data.pieces))}
+    return report(data, limit, look, bad, **sizes, word_vectors=vectors)
+
+
+def report(
+    data: Dataset, limit: int | None, look: Callable[[dict], tuple[int, int, bool]], bad: Sequence[str] = (), **about
+) -> dict:
+    """What `check` says of any data set of questions: `look(record)` gives how many objects and OCR tokens its image
+    has, and whether an answer can be written; `bad` is already known to be wrong, and `about` is said, too."""
+    counts: dict[str, tuple[int, int]] = {}
+    bad, writable = [f"{data.path}: question id {i} is there twice" for i in repeated(data.records)] + [*bad], 0
     for record in data.records[:limit]:
         try:
-            image = data.image(record)
-            counts[record["feature_path"]] = len(image.obj_boxes), len(image.ocr_tokens)
-            answers = record["answers"]
-            if dataset == "textvqa" and len(answers) not in (0, 10):
-                raise DataError(f"it has {len(answers)} answers; TextVQA accuracy needs 10")
-            writable += bool(answers and text.spellings(answers, image.ocr_tokens, data.vocab).sequences)
+            objects, tokens, written = look(record)
+            counts[record["feature_path"]] = objects, tokens
+            if data.dataset == "textvqa" and len(record["answers"]) not in (0, 10):
+                raise DataError(f"it has {len(record['answers'])} answers; TextVQA accuracy needs 10")
+            writable += written
         except (ValueError, OSError) as error:
             bad.append(f"question {record['question_id']}: {error}")
-    objects = [objects for objects, _ in counts.values()]
-    tokens = [tokens for _, tokens in counts.values()]
+    objects, tokens = ([numbers[i] for numbers in counts.values()] for i in (0, 1))
     return {
         "questions": len(data),
         "answered": sum(bool(record["answers"]) for record in data.records),
@@ -334,9 +408,7 @@ def check(
         "without_ocr": tokens.count(0),
         "objects": _spread(objects),
         "ocr_tokens": _spread(tokens),
-        "feature_size": data.sizes.feature_size,
-        "vocabulary": (len(data.vocab), len(data.pieces)),
-        "word_vectors": vectors,
+        **about,
         "bad": len(bad),
         "first_bad": bad[0] if bad else None,
     }

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lfpr.checks import check_count
 from lfpr.files import DataError, Located, below, cache_folder, existing, hub, locate
+from lfpr.reading import check_inside
 from lfpr.tap.metrics import word_tokenize
 from lfpr.tap.pickles import load_dict, load_features, load_npy
 from lfpr.tap.text import PHOC_SIZE, WordPieces, read_words
@@ -46,9 +48,8 @@ class InputSizes:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"InputSizes.{field.name} = {value!r}: must be an integer of at least 1")
+            value = check_count(f"InputSizes.{field.name}", getattr(self, field.name), 1)
+            object.__setattr__(self, field.name, value)
         if self.phoc_size != PHOC_SIZE:
             raise ValueError(f"InputSizes.phoc_size = {self.phoc_size}: PHOC has {PHOC_SIZE} positions")
 
@@ -102,6 +103,10 @@ class Image(NamedTuple):
     ocr_text: np.ndarray  # [100]
 
 
+LONGEST_SIDE = 10**6  # of an image, in pixels
+BEYOND = 2
+"""By how many sizes of its image a box may reach beyond it: readers of turned text overshoot, and boxes of a photograph
+whose sides were swapped are up to three times too long; what is farther out is of another image or in another unit."""
 HOMES = ("", "tap", "TAP", "..", "../..")
 DATA = ("", "data", "data/data", "tap", "tap/data", "TAP/data", "TAP/data/data")
 """Folders below the data root that may be TAP's `data/`, in order: it is the root itself; or in it, where AzCopy may
@@ -132,7 +137,7 @@ def _pieces() -> Iterator[Path]:
         try:
             if str(json.loads(note.read_text())["url"]).endswith(name):
                 yield note.with_suffix("")
-        except (OSError, ValueError, KeyError, TypeError):  # another program's file
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # another program's file
             continue
     yield folder / name
 
@@ -222,12 +227,12 @@ class ImageReader:
             return Image(*self._objects(objects, scale), *self._ocr(ocr, scale))
         except DataError:
             raise
-        except (TypeError, ValueError) as error:  # a field of another type than TAP's
+        except (TypeError, ValueError, OverflowError) as error:  # a field of another type than TAP's
             raise DataError(f"{info_path(objects)} or {info_path(ocr)}: {error}") from error
 
     def _objects(self, path: Path, scale: np.ndarray) -> tuple:
         features, info = _features_and_info(path, "object features", self.sizes.feature_size)
-        names = self._class_names(path, info) if "object_tokens" not in info else list(map(str, info["object_tokens"]))
+        names = _words(path, info, "object_tokens") if "object_tokens" in info else self._class_names(path, info)
         n = min(len(features), self.sizes.num_objects)
         pieces = self.pieces.encode(" ".join(names), self.sizes.obj_tokens_text, first_part=False)
         return features[:n], _boxes(path, info, "bbox", n, scale), names, pieces
@@ -236,7 +241,7 @@ class ImageReader:
         features, info = _features_and_info(path, "OCR features", self.sizes.feature_size)
         if "ocr_tokens" not in info:
             raise DataError(f"{info_path(path)}: no 'ocr_tokens' among {list(info)}")
-        tokens = [word_tokenize(str(token)) for token in list(info["ocr_tokens"])[: self.sizes.num_ocr]]
+        tokens = [word_tokenize(token) for token in _words(path, info, "ocr_tokens")[: self.sizes.num_ocr]]
         n = len(tokens)
         if len(features) < n:
             raise DataError(f"{path}: {len(features)} rows of features for {n} OCR tokens in {info_path(path).name}")
@@ -247,8 +252,8 @@ class ImageReader:
         if "objects" not in info:
             raise DataError(f"{info_path(path)}: neither 'object_tokens' nor 'objects' among {list(info)}")
         if self._names is None:  # class 0 is the background, the file begins with class 1
-            self._names = ["background", *read_words(self.files["names"])]
-        outside = [k for k in info["objects"] if not 0 <= k < len(self._names)]
+            self._names = ["background", *read_words(self.files["names"], "names of object classes")]
+        outside = [k for k in info["objects"] if not (0 <= k < len(self._names) and k == int(k))]
         if outside:
             raise DataError(
                 f"{info_path(path)}: object class {outside[0]} is not among {len(self._names)} in {OBJECT_NAMES}"
@@ -265,31 +270,52 @@ def _features_and_info(path: Path, what: str, width: int) -> tuple[np.ndarray, d
     return load_features(path, what, width), load_dict(info_path(path), f"boxes and names of {what}")
 
 
+def _words(path: Path, info: dict, key: str) -> list[str]:
+    if not isinstance(info[key], list | tuple | np.ndarray) or np.ndim(info[key]) == 0:
+        raise DataError(f"{info_path(path)}: '{key}' is {info[key]!r:.80}, expected a list of words")
+    words = list(info[key])
+    if other := [word for word in words if not isinstance(word, str)]:
+        raise DataError(f"{info_path(path)}: '{key}' has {other[0]!r:.80}, expected words")
+    return words
+
+
 def _boxes(path: Path, info: dict, key: str, n: int, scale: np.ndarray) -> np.ndarray:
     boxes = np.asarray(info.get(key, ()), np.float32)
     if n and (boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) < n):
         raise DataError(f"{info_path(path)}: expected '{key}' of shape [at least {n}, 4], found {list(boxes.shape)}")
-    return (boxes[:n] * scale).astype(np.float32) if n else np.zeros((0, 4), np.float32)
+    if not n:
+        return np.zeros((0, 4), np.float32)
+    boxes = (boxes[:n] * scale).astype(np.float32)
+    outside = ~((boxes >= -BEYOND) & (boxes <= 1 + BEYOND)).all(1)
+    if outside.any():
+        first = int(outside.argmax())
+        raise DataError(
+            f"{info_path(path)}: '{key}' number {first} is {boxes[first].tolist()} in sizes of the image, expected "
+            f"numbers from {-BEYOND} to {1 + BEYOND}"
+        )
+    return boxes
 
 
-def read_imdb(path: str | Path) -> list[dict[str, Any]]:
+def read_imdb(path: str | Path, more: Callable[[dict, str], dict] | None = None) -> list[dict[str, Any]]:
     """Records of an imdb, without its header row and reduced to the fields used here.
 
     Each has `question`, `question_id`, `image_id`, `image_width`, `image_height`, `feature_path`,
-    `image_path` (or None) and `answers` (empty if the split has none). Raises DataError naming the first record
-    that lacks one of them. Not to be changed: while the file is the same, so is the list.
+    `image_path` (or None) and `answers` (empty if the split has none), and what `more(row, where)` finds in the file's
+    row. Raises DataError naming the first record that lacks one of them. Not to be changed: while the file is the same,
+    so is the list.
     """
     stat = existing(path, "annotations (imdb)").stat()
-    return _read_imdb(path, stat.st_mtime_ns, stat.st_size)
+    return _read_imdb(path, more, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4)  # the splits of an experiment: TextVQA's 34,602 training questions take seconds to read
-def _read_imdb(path: str | Path, *_version: int) -> list[dict[str, Any]]:
+def _read_imdb(path: str | Path, more: Callable[[dict, str], dict] | None, *_version: int) -> list[dict[str, Any]]:
     rows = load_npy(path, "annotations (imdb)")
     if rows.dtype != object or rows.ndim != 1:
         raise DataError(f"{path}: an imdb is a list of dicts, found an array of {rows.dtype} of shape {rows.shape}")
     start = int(len(rows) > 0 and isinstance(rows[0], dict) and "image_id" not in rows[0])
-    return [_record(row, f"{path}, record {i}") for i, row in enumerate(rows[start:], start)]
+    named = [(row, f"{path}, record {i}") for i, row in enumerate(rows[start:], start)]
+    return [_record(row, where) | ({} if more is None else more(row, where)) for row, where in named]
 
 
 def _record(row: Any, where: str) -> dict[str, Any]:
@@ -300,16 +326,26 @@ def _record(row: Any, where: str) -> dict[str, Any]:
     question = row.get("question", row.get("question_str"))
     if absent or not isinstance(question, str):
         raise DataError(f"{where}: lacks {absent or 'question or question_str'}; it has {list(row)}")
+    if any(
+        isinstance(record[key], bool) or not isinstance(record[key], int | str) for key in ("question_id", "image_id")
+    ):
+        raise DataError(f"{where}: question_id, image_id are {record['question_id']!r:.80}, {record['image_id']!r:.80}")
     size = record["image_width"], record["image_height"]
-    if not all(isinstance(length, int | float) and length > 0 for length in size):
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 < n <= LONGEST_SIDE for n in size):
         raise DataError(f"{where}: image size {size[0]} x {size[1]}")
     answers = next((row[key] for key in ("answers", "valid_answers", "all_answers") if key in row), ())
-    if not isinstance(answers, list | tuple | np.ndarray):
+    if not isinstance(answers, list | tuple | np.ndarray) or getattr(answers, "ndim", 1) != 1:
         raise DataError(f"{where}: answers are a {type(answers).__name__}, expected a list of strings")
+    if other := [answer for answer in answers if isinstance(answer, bool) or not isinstance(answer, str | int)]:
+        raise DataError(f"{where}: an answer is {other[0]!r:.80}, expected text")
+    path = row.get("feature_path")
+    if path is None or (isinstance(path, str) and not path):
+        path = f"{record['image_id']}.npy"
+    check_inside(path, where)
     return record | {
         "question": question,
         "answers": [str(answer) for answer in answers if answer != "<copy>"],  # a marker in older files
-        "feature_path": row.get("feature_path") or f"{record['image_id']}.npy",
+        "feature_path": path,
         "image_path": row.get("image_path"),
     }
 

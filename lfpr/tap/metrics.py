@@ -10,7 +10,7 @@ Each score takes one prediction with its answers, or a list of predictions with 
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import starmap
 
@@ -98,8 +98,15 @@ def _anls(prediction: str, answers: Sequence[str]) -> float:
     return best
 
 
+def _listed(value: object) -> bool:
+    return isinstance(value, Iterable) and hasattr(value, "__len__") and not isinstance(value, Mapping | str | bytes)
+
+
 def _score(metric, predictions, answers) -> float:
     single = isinstance(predictions, str)
+    for name, value in (("predictions", predictions), ("answers", answers)):
+        if not _listed(value) and not (single and value is predictions):
+            raise ValueError(f"{name}: expected a list, found {type(value).__name__}")
     pairs = [(predictions, answers)] if single else list(zip(predictions, answers, strict=False))
     if not single and (len(predictions) != len(answers) or not pairs):
         raise ValueError(
@@ -108,7 +115,7 @@ def _score(metric, predictions, answers) -> float:
     for i, (prediction, references) in enumerate(pairs):
         if not isinstance(prediction, str):
             raise ValueError(f"predictions[{i}]: expected a string, got {prediction!r}")
-        if isinstance(references, str) or not references:
+        if not _listed(references) or not len(references) or not all(isinstance(one, str) for one in references):
             raise ValueError(f"answers[{i}]: expected a non-empty list of strings, got {references!r}")
     return sum(starmap(metric, pairs)) / len(pairs)
 

@@ -2,9 +2,8 @@
 
 A question, the object tags and the OCR tags go through TextBERT; objects and OCR tokens through linear encoders; a
 multimodal transformer (MMT) reads all of them and decodes an answer step by step, each step choosing a word of a fixed
-vocabulary or copying an OCR token (Hu et al., M4C, CVPR 2020; Yang et al., TAP, CVPR 2021). The MMT is a stack of
-transformers' `BertLayer`, so every pruning call of this package works on it. State-dict names are those of the
-released checkpoints.
+vocabulary or copying an OCR token (Hu et al., M4C, CVPR 2020; Yang et al., TAP, CVPR 2021). The MMT is a stack of BERT
+layers (`lfpr.tap.bert`). State-dict names are those of the released checkpoints.
 
 Encoder positions never attend to decoding positions, so the encoder part does not depend on the answer: its keys and
 values are computed once per question and kept for all decoding steps. Padding that no sample of a batch uses is cut
@@ -16,61 +15,25 @@ Shapes: B samples, T decoding steps, D hidden size, V answers in the fixed vocab
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig
-from transformers.cache_utils import DynamicCache
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
-from lfpr.files import CheckpointError
-from lfpr.save import MODELS
-from lfpr.tap.checkpoint import read_checkpoint
+from lfpr.checks import check_count, check_entries, check_flag, check_kind
+from lfpr.files import CheckpointError, a_path
+from lfpr.rebuild import MODELS
+from lfpr.tap.bert import Cache, Embeddings, Encoder, KeyValueCache
+from lfpr.tap.checkpoint import check_fits, read_checkpoint
 from lfpr.tap.config import TAPConfig
 
 Batch = dict[str, Tensor]
+INPUTS = ("text", "obj_features", "obj_boxes", "num_obj")
+INPUTS += ("ocr_fasttext", "ocr_phoc", "ocr_features", "ocr_boxes", "num_ocr")
 INVALID = -10000.0  # logit of an OCR slot that holds no token, as released
-
-
-class KeyValueCache:
-    """Keys and values of all positions so far, per layer, in buffers that have room for `steps` decoding positions.
-
-    Has the one method that transformers' attention calls on a cache. Writes in place, so no gradient flows through it:
-    that is `DynamicCache`'s part, which copies all keys and values at each step (6 % of the time of greedy decoding).
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.layers: dict[int, tuple[Tensor, Tensor, int]] = {}
-
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Append key and value [B, heads, new, head_dim] of `layer`; return those of all positions so far."""
-        if layer not in self.layers:
-            shape = (*key.shape[:2], key.shape[2] + self.steps, key.shape[3])
-            self.layers[layer] = key.new_empty(shape), value.new_empty(shape), 0
-        keys, values, length = self.layers[layer]
-        end = length + key.shape[2]
-        keys[:, :, length:end], values[:, :, length:end] = key, value
-        self.layers[layer] = keys, values, end
-        return keys[:, :, :end], values[:, :, :end]
-
-
-class Encoder(nn.Module):
-    """A stack of BERT layers; `mask` is boolean, True where a query (row) may attend to a key (column)."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.layer = nn.ModuleList(BertLayer(config, layer_idx=i) for i in range(config.num_hidden_layers))
-
-    def forward(self, x: Tensor, mask: Tensor, cache: DynamicCache | KeyValueCache | None = None) -> Tensor:
-        """x [B, positions, D] after all layers; with `cache`, x are further positions after those in it."""
-        for layer in self.layer:
-            x = layer(x, attention_mask=mask, past_key_values=cache)
-        return x
 
 
 class TextBert(nn.Module):
@@ -79,12 +42,13 @@ class TextBert(nn.Module):
     def __init__(self, config: TAPConfig) -> None:
         super().__init__()
         self.question_tokens = config.question_tokens
-        self.embeddings = BertEmbeddings(config.bert(config.text_layers))
-        self.encoder = Encoder(config.bert(config.text_layers))
+        sizes = config.bert(config.text_layers)
+        self.embeddings = Embeddings(config.text_vocab_size, config.text_positions, sizes)
+        self.encoder = Encoder(sizes)
 
     def forward(self, text: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
         segments = (positions >= self.question_tokens).long().expand_as(text)
-        x = self.embeddings(text, token_type_ids=segments, position_ids=positions[None].expand_as(text))
+        x = self.embeddings(text, segments, positions[None].expand_as(text))
         return self.encoder(x, valid[:, None, None])
 
 
@@ -151,7 +115,7 @@ class Encoded:
     valid: Tensor  # [B, S]
     num_ocr: Tensor  # [B]
     slots: int  # OCR slots that the batch uses
-    cache: DynamicCache | KeyValueCache | None = None  # the MMT's keys and values of all positions so far
+    cache: Cache | None = None  # the MMT's keys and values of all positions so far
     copy_keys: Tensor | None = None  # the pointer's keys [B, slots, D]
 
     @property
@@ -169,6 +133,7 @@ class TAP(nn.Module):
 
     def __init__(self, config: TAPConfig) -> None:
         super().__init__()
+        check_kind("config", config, TAPConfig)
         self.config = config
         width = config.hidden_size
         self.text_bert = TextBert(config)
@@ -198,7 +163,11 @@ class TAP(nn.Module):
 
         `batch`: text [B, L]; obj_features [B, O, F], obj_boxes [B, O, 4], num_obj [B]; ocr_fasttext [B, C, 300],
         ocr_phoc [B, C, 604], ocr_features [B, C, F], ocr_boxes [B, C, 4], num_ocr [B]. Boxes are relative to the image.
+        Raises ValueError if one of them is not there, or there are no samples.
         """
+        check_entries("batch", batch, *INPUTS)
+        if not len(batch["text"]):
+            raise ValueError("batch: it has no samples")
         text, num_obj, num_ocr = batch["text"], batch["num_obj"], batch["num_ocr"]
         kept = (text != 0).any(0).nonzero()[:, 0]
         text, objects, slots = text[:, kept], int(num_obj.max()), max(1, int(num_ocr.max()))  # copying needs a slot
@@ -225,6 +194,7 @@ class TAP(nn.Module):
 
     def forward(self, batch: Batch, previous: Tensor) -> Tensor:
         """Teacher-forced logits [B, T, V + num_ocr] after the answers so far, `previous` [B, T], `<s>` first."""
+        check_kind("previous", previous, Tensor)
         return self.decode(self.encode(batch), previous)
 
     def encodes_as(self, other: TAP) -> bool:
@@ -241,12 +211,15 @@ class TAP(nn.Module):
         """Greedy decoding: logits [B, T, V + num_ocr] and predictions [B, T] of `steps` steps (default: all).
 
         With `stop`, decoding ends early once every sample has produced `</s>`; T is then the steps done. Instead of a
-        batch, what `encode` has made of it will do.
+        batch, what `encode` has made of it will do. Raises ValueError for other batches, steps that cannot be decoded,
+        and logits that are NaN or infinite, which would be read as some answer.
         """
-        steps = self.config.decoding_steps if steps is None else steps
+        most = self.mmt.prev_pred_embeddings.position_embeddings.num_embeddings
+        steps = self.config.decoding_steps if steps is None else check_count("steps", steps, 1, most)
+        check_flag("stop", stop)
         return self.greedy(self.prefill(batch, KeyValueCache(steps)), steps, stop)
 
-    def prefill(self, batch: Batch | Encoded, cache: DynamicCache | KeyValueCache) -> Encoded:
+    def prefill(self, batch: Batch | Encoded, cache: Cache) -> Encoded:
         """`encode`, then the MMT over the encoder positions alone, whose keys and values `cache` keeps for `decode`."""
         encoded = replace(batch if isinstance(batch, Encoded) else self.encode(batch), cache=cache)
         y = self.mmt.encoder(encoded.x, encoded.valid[:, None, None], encoded.cache)
@@ -271,7 +244,7 @@ class TAP(nn.Module):
 
     @torch.no_grad()
     def greedy(self, encoded: Encoded, steps: int, stop: bool = False) -> tuple[Tensor, Tensor]:
-        """`generate` on what `prefill` has made of a batch, whose cache it extends."""
+        """`generate` on what `prefill` has made of a batch, whose cache it extends. Raises as that for its logits."""
         token = self.begin(len(encoded.num_ocr))
         ended = torch.zeros_like(token[:, 0], dtype=torch.bool)
         logits, predictions = [], []
@@ -282,7 +255,9 @@ class TAP(nn.Module):
             ended |= token[:, 0] == self.config.eos_index
             if stop and ended.all():
                 break
-        return torch.cat(logits, 1), torch.cat(predictions, 1)
+        logits = torch.cat(logits, 1)
+        check_logits(logits)
+        return logits, torch.cat(predictions, 1)
 
     def begin(self, samples: int) -> Tensor:
         """The answer so far before the first step: `<s>` for each sample [B, 1]."""
@@ -302,24 +277,32 @@ class TAP(nn.Module):
         """Load a released checkpoint (`.ckpt`/`.pth`: a state dict, or one under "model") or `.safetensors`.
 
         Entries of other tasks' heads (TAP's pre-training) are left out. Raises `CheckpointError` if the file is
-        missing or unreadable, an entry of this model is missing, or a shape differs. Pickled code is never run. Returns
-        self.
+        missing or unreadable, has fewer or more layers, lacks an entry of this model, a shape differs, or a value is
+        NaN or infinite. Pickled code is never run. Returns self.
         """
+        a_path(path, "path")
         state = read_checkpoint(path)
         own = self.state_dict()
         missing = [name for name in own if name not in state]
-        if missing:
-            raise CheckpointError(f"{path}: lacks {len(missing)} of the {len(own)} entries of TAP, first {missing[0]}")
-        for name, tensor in own.items():
-            if state[name].shape != tensor.shape:
-                raise CheckpointError(
-                    f"{path}: {name} has shape {list(state[name].shape)}, this TAPConfig needs {list(tensor.shape)}"
-                )
+        wrong = [f"lacks {len(missing)} of the {len(own)} entries of TAP, first {missing[0]}"] if missing else []
+        for stack, layers in (("text_bert", self.config.text_layers), ("mmt", self.config.mmt_layers)):
+            numbers = [re.match(rf"{stack}\.encoder\.layer\.(\d+)\.", name) for name in state]
+            if (found := len({match[1] for match in numbers if match})) != layers:
+                wrong.append(f"{found} layers in {stack}, this TAPConfig has {layers}")
+        if wrong:
+            raise CheckpointError(f"{path}: {'; '.join(wrong)}")
+        check_fits(path, state, own, "TAPConfig")
         self.load_state_dict({name: state[name] for name in own})
         return self
 
 
 MODELS["TAP"] = lambda config: TAP(TAPConfig.from_dict(config))
+
+
+def check_logits(logits: Tensor) -> None:
+    """ValueError if some are NaN or infinite: the largest of them is no answer."""
+    if not logits.isfinite().all():
+        raise ValueError("logits: NaN or infinite: the model's weights or its inputs are broken")
 
 
 def _valid(count: Tensor, slots: int) -> Tensor:

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import BertWordPieceTokenizer
 
-from lfpr.files import DataError, existing
+from lfpr.checks import check_kind
+from lfpr.files import DataError, a_path
+from lfpr.reading import read_text, wholes
 from lfpr.tap.metrics import soft_scores, word_tokenize
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -32,13 +34,17 @@ def _in_regions(start: np.ndarray, end: np.ndarray, level: int) -> np.ndarray:
     return overlap / (end - start)[:, None] >= 0.5  # in float32 like the released code: ties decide
 
 
-@lru_cache(maxsize=1 << 16)
 def phoc(word: str) -> np.ndarray:
     """Pyramidal histogram of characters (Almazán et al., 2014) of a word: uint8 [604] of 0 and 1 (read-only, cached).
 
     36 letters and digits in each half, third, quarter and fifth of the word, then 50 frequent bigrams in each half.
-    Other characters are dropped first.
+    Other characters are dropped first. Raises ValueError for anything but text.
     """
+    return _phoc(check_kind("word", word, str))
+
+
+@lru_cache(maxsize=1 << 16)
+def _phoc(word: str) -> np.ndarray:
     word = "".join(letter for letter in word.lower().strip() if letter in LETTERS)
     vector = np.zeros(PHOC_SIZE, np.uint8)
     if word:
@@ -58,27 +64,40 @@ def phoc(word: str) -> np.ndarray:
     return vector
 
 
-def read_words(path: Path) -> list[str]:
-    """The stripped lines of a vocabulary file."""
-    with path.open(encoding="utf-8") as file:  # not splitlines(): that also splits at characters inside words
-        return [line.strip() for line in file]
+def read_words(path: str | Path, what: str) -> list[str]:
+    """The stripped lines of a vocabulary file. Raises as `read_text`."""
+    # not splitlines(): that also splits at characters inside words
+    return [line.strip() for line in read_text(path, what).removesuffix("\n").split("\n")]
+
+
+def _numbered(words: Sequence[str], special: Sequence[str], name: object, what: str) -> dict[str, int]:
+    """The place of each word. DataError unless the first of the `special` words is the first, the others are there,
+    and no word is there twice."""
+    if other := [word for word in words if not isinstance(word, str)]:
+        raise DataError(f"{name}: {what} has words, found {other[0]!r:.80}")
+    index = {word: i for i, word in enumerate(words)}
+    absent = [word for word in special if word not in index]
+    if absent or index[special[0]] != 0:
+        raise DataError(f"{name}: {what} has {special[0]} first and {', '.join(special[1:])}; absent: {absent}")
+    if len(index) < len(words):
+        twice = next(word for i, word in enumerate(words) if index[word] != i)
+        raise DataError(f"{name}: {what} has each word once, {twice!r} is there twice")
+    return index
 
 
 class WordPieces:
     """BERT's uncased word pieces from a `vocab.txt` (or the folder that holds it).
 
-    Raises FileNotFoundError, and DataError if [PAD] is not piece 0 or [UNK], [CLS] or [SEP] is absent.
+    Raises FileNotFoundError, and DataError if the file is no text, [PAD] is not piece 0, [UNK], [CLS] or [SEP] is
+    absent, or a piece is there twice.
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        path = existing(path / "vocab.txt" if path.is_dir() else path, "BERT's word pieces, bert-base-uncased")
-        pieces = {piece: i for i, piece in enumerate(read_words(path))}
-        absent = [special for special in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if special not in pieces]
-        if absent or pieces["[PAD]"] != 0:
-            raise DataError(
-                f"{path}: a word-piece vocabulary has [PAD] first and [UNK], [CLS], [SEP]; absent: {absent}"
-            )
+        what = "BERT's word pieces, bert-base-uncased"
+        path = a_path(path, what)
+        path = path / "vocab.txt" if path.is_dir() else path
+        words = read_words(path, what)
+        pieces = _numbered(words, ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), path, "a word-piece vocabulary")
         self._tokenizer = BertWordPieceTokenizer(vocab=pieces, lowercase=True)
         self._separator = pieces["[SEP]"]
         self.size = len(pieces)
@@ -99,19 +118,16 @@ class WordPieces:
 class AnswerVocab:
     """The fixed answer vocabulary, a word a line: `words`, `index`, and indices `pad`, `bos`, `eos`, `unk`.
 
-    `source` is a file or the words themselves. Raises FileNotFoundError, and DataError if `<pad>` is not word 0 or
-    `<s>`, `</s>` or `<unk>` is absent.
+    `source` is a file or the words themselves. Raises FileNotFoundError, and DataError if `<pad>` is not word 0, `<s>`,
+    `</s>` or `<unk>` is absent, or a word is there twice.
     """
 
     def __init__(self, source: str | Path | Sequence[str]) -> None:
-        is_file = isinstance(source, str | Path)
-        self.words = read_words(existing(source, "answer vocabulary")) if is_file else list(source)
-        self.index = {word: i for i, word in enumerate(self.words)}
-        absent = [special for special in ("<pad>", "<s>", "</s>", "<unk>") if special not in self.index]
-        if absent or self.index["<pad>"] != 0:
-            name = source if is_file else "words"
-            raise DataError(f"{name}: an answer vocabulary has <pad> first and <s>, </s>, <unk>; absent: {absent}")
-        self.pad, self.bos, self.eos, self.unk = (self.index[w] for w in ("<pad>", "<s>", "</s>", "<unk>"))
+        is_file = not isinstance(source, list | tuple)
+        self.words = read_words(source, "answer vocabulary") if is_file else list(source)
+        special = ("<pad>", "<s>", "</s>", "<unk>")
+        self.index = _numbered(self.words, special, source if is_file else "words", "an answer vocabulary")
+        self.pad, self.bos, self.eos, self.unk = (self.index[word] for word in special)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -140,8 +156,10 @@ def spellings(answers: Sequence[str], ocr_tokens: Sequence[str], vocab: AnswerVo
     """Spellings of the human answers of a question; fewer than 10 answers are repeated in turn to 10.
 
     An index scores as the best answer that begins with it; the sequences hold an answer's as often as it was given.
-    Raises ValueError for no answers or more than 10.
+    Raises ValueError for no answers, more than 10, or other than text.
     """
+    if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"answers: expected a list of text, found {answers!r:.80}")
     if not 1 <= len(answers) <= 10:
         raise ValueError(f"answers: need 1 to 10 per question, got {len(answers)}")
     answers = [word_tokenize(answer) for answer in islice(cycle(answers), 10)]
@@ -156,7 +174,7 @@ def spellings(answers: Sequence[str], ocr_tokens: Sequence[str], vocab: AnswerVo
 
 def label_spellings(sequence: Sequence[int], vocab: AnswerVocab, ocr_tokens: Sequence[str]) -> Spellings:
     """A model's prediction as the only spelling: indices up to the first `</s>`. ValueError for a wrong one."""
-    sequence = [int(i) for i in sequence]
+    sequence = wholes("labels", sequence)
     sequence = sequence[: sequence.index(vocab.eos)] if vocab.eos in sequence else sequence
     if any(not 0 <= i < len(vocab) + len(ocr_tokens) for i in sequence):
         raise ValueError(
@@ -170,12 +188,16 @@ def _lfpr_choice(n: int) -> int:
     return int(np.random.RandomState(0).choice(n))  # LFPR reseeds NumPy before each question
 
 
-def write_targets(spelled: Spellings, vocab: AnswerVocab, targets, previous, loss_mask, draw: float | None) -> None:
-    """Fill zeroed rows `targets` [T, V + num_ocr], `previous` [T], `loss_mask` [T] of one question in place.
+def write_targets(
+    spelled: Spellings, bos: int, eos: int, targets: np.ndarray, previous: np.ndarray, loss_mask: np.ndarray,
+    draw: float | None,
+) -> None:  # fmt: skip
+    """Fill zeroed rows `targets` [T, classes], `previous` [T], `loss_mask` [T] of one question in place; an answer
+    begins with `bos` and ends with `eos`.
 
     `draw` in [0, 1) chooses the sequence; None makes LFPR's choice.
     """
-    previous[0] = vocab.bos
+    previous[0] = bos
     for index, score in spelled.first.items():
         targets[0, index] = score
     if not spelled.sequences:
@@ -185,7 +207,7 @@ def write_targets(spelled: Spellings, vocab: AnswerVocab, targets, previous, los
     steps = min(len(sequence) + 1, len(previous))
     loss_mask[:steps] = 1
     previous[1:steps] = sequence[: steps - 1]
-    for t, index in enumerate((*sequence, vocab.eos)[1:steps], start=1):
+    for t, index in enumerate((*sequence, eos)[1:steps], start=1):
         targets[t, index] = 1
 
 
@@ -203,10 +225,12 @@ def decode(predictions: Sequence[int], ocr_tokens: Sequence[str], vocab: AnswerV
     """The answer that indices [T] write up to the first `</s>`: its `text`, and `words` with their sources.
 
     Index i < V is word i of `vocab`, V + j a copy of OCR token j; of a padded OCR position it reads `<pad>`, as
-    released. Raises ValueError for a negative index.
+    released. Raises ValueError for an index that is negative or no whole number.
     """
+    check_kind("vocab", vocab, AnswerVocab)
+    check_kind("ocr_tokens", ocr_tokens, list, tuple)
     words = []
-    for index in map(int, predictions):
+    for index in wholes("predictions", predictions):
         if index == vocab.eos:
             break
         if index < 0:

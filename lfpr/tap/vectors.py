@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lfpr.checks import check_count
 from lfpr.files import WHERE, DataError, existing
 
 Embedding = Callable[[Sequence[str]], np.ndarray]
@@ -29,9 +30,8 @@ class HashedNgrams:
     """
 
     def __init__(self, dim: int = 300, seed: int = 0, buckets: int = 1 << 13) -> None:
-        if dim < 1 or buckets < 1:
-            raise ValueError(f"dim and buckets: must be at least 1, got {dim} and {buckets}")
-        self.dim = dim
+        self.dim = dim = check_count("dim", dim, 1)
+        seed, buckets = check_count("seed", seed), check_count("buckets", buckets, 1)
         self._table = np.random.default_rng([seed, dim]).standard_normal((buckets, dim), dtype=np.float32)
         self._known: dict[str, np.ndarray] = {}
 
@@ -63,7 +63,7 @@ class FastText:
 
     A token of several words gets their mean, as in M4C. Takes a few seconds and 0.5 GB for the 2.5 million words of
     wiki.en.bin. Raises FileNotFoundError for a missing file and DataError for one that is truncated, quantised, or
-    something else.
+    something else; called, DataError for a word whose vector is NaN or infinite.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -81,6 +81,8 @@ class FastText:
         self.dim, self._buckets = arguments[DIM], arguments[BUCKETS]
         self._shortest, self._longest = arguments[SHORTEST], arguments[LONGEST]
         entries, self._words, _, _, pruned = ENTRIES.unpack_from(data, ARGUMENTS.size)
+        if self.dim < 1 or self._words < 0 or self._buckets < (self._longest > 0):
+            raise ValueError(f"it has {self._words} words, {self._buckets} buckets, {self.dim} numbers a vector")
         self._ids, end = _dictionary(data, ARGUMENTS.size + ENTRIES.size, entries)
         quantised, *shape = INPUTS.unpack_from(data, end)
         if quantised or pruned >= 0:
@@ -94,7 +96,11 @@ class FastText:
 
     def __call__(self, words: Sequence[str]) -> np.ndarray:
         vectors = [np.mean([self._vector(part) for part in word.split(" ")], axis=0) for word in words]
-        return np.asarray(vectors, np.float32).reshape(len(words), self.dim)
+        vectors = np.asarray(vectors, np.float32).reshape(len(words), self.dim)
+        broken = ~np.isfinite(vectors).all(1)
+        if broken.any():
+            raise DataError(f"{self.path}: the vector of {words[broken.argmax()]!r} is NaN or infinite; {WHERE}")
+        return vectors
 
     def _vector(self, word: str) -> np.ndarray:
         known = self._ids.get(word.encode())
@@ -127,7 +133,10 @@ def _dictionary(data: mmap.mmap, start: int, entries: int) -> tuple[dict[bytes, 
         end = data.find(b"\0", start)
         if end < 0:
             raise ValueError(f"it ends after {number} of {entries} words")
-        ids[data[start:end]] = number
+        word = data[start:end]
+        if not word or word in ids:  # also what a file without content would give for ever
+            raise ValueError(f"word {number} of {entries} is {'there twice' if word else 'empty'}")
+        ids[word] = number
         start = end + 10
     return ids, start
 

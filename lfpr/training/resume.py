@@ -12,6 +12,7 @@ read by `load_custom_state` with `weights_only=False`, which runs code from the 
 from __future__ import annotations
 
 import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +24,26 @@ FILE = "training.pt"
 
 
 def save_checkpoint(folder: str | Path, about: dict, state: dict) -> None:
-    """Write `state` and `about`, what `load_checkpoint` checks: tensors, numbers, strings, plain containers."""
+    """Write `state` and `about`, what `load_checkpoint` checks: tensors, numbers, strings, plain containers. Raises
+    `NotSaved`."""
+    for left in Path(folder).glob(f".{FILE}.*"):  # by a training that was killed while it wrote
+        left.unlink(missing_ok=True)
     write_whole(Path(folder) / FILE, lambda partial: torch.save({"about": about, "state": state}, partial))
 
 
 def load_checkpoint(folder: str | Path, about: dict) -> dict | None:
     """The state that `save_checkpoint` wrote, on the CPU; None if there is none.
 
-    Raises `ValueError` for a file that is something else, or of a training that differs in `about`.
+    Raises `ValueError` for a file that is damaged or something else, or of a training that differs in `about`.
     """
     path = Path(folder) / FILE
     if not path.is_file():
         return None
     advice = "remove the folder to start anew"
     try:
+        with zipfile.ZipFile(path) as parts:
+            if damaged := parts.testzip():  # torch itself reads whatever is there
+                raise ValueError(f"{damaged} is not what was written: wrong checksum")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         described, state = saved["about"], saved["state"]
     except Exception as error:  # torch raises many kinds for a file that is cut, or that is no checkpoint at all

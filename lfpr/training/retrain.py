@@ -21,6 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lfpr.checks import (
+    check_above,
+    check_callable,
+    check_choice,
+    check_count,
+    check_encoder,
+    check_flag,
+    check_folder,
+    check_kind,
+    check_list,
+    check_run,
+    no_empty_batches,
+    plain,
+    settle,
+)
 from lfpr.device import moved
 from lfpr.encoder import PrunableEncoder
 from lfpr.masks import Masks
@@ -37,9 +52,10 @@ Loss = Callable[[Any], Tensor | tuple[Tensor, Tensor]]
 class ReSt:
     """Settings of ReSt; the defaults are those of the paper (LFPR, Poh et al. 2024).
 
-    last_layers: k, how many of the last encoder layers are trained wholly. lr, mask_lr: Adam's learning rates of the
-    parameters and of the masks. clip: largest gradient norm. cosine: decay both rates to zero along a half cosine.
-    mixed_precision: "no", "bf16" or (on a GPU) "fp16". Raises ValueError naming a setting that is out of range.
+    last_layers: k, how many of the last layers are trained wholly, of an encoder–decoder on each side. lr, mask_lr:
+    Adam's learning rates of the parameters and of the masks. clip: largest gradient norm. cosine: decay both rates to
+    zero along a half cosine. mixed_precision: "no", "bf16" or (on a GPU) "fp16". Raises ValueError naming a setting
+    that is out of range.
     """
 
     last_layers: int = 0
@@ -50,13 +66,11 @@ class ReSt:
     mixed_precision: str = "no"
 
     def __post_init__(self) -> None:
-        if self.last_layers < 0:
-            raise ValueError(f"last_layers = {self.last_layers}: must be at least 0")
-        for name in ("lr", "mask_lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be above 0")
-        if self.mixed_precision not in PRECISIONS:
-            raise ValueError(f"mixed_precision = {self.mixed_precision!r}: must be one of {list(PRECISIONS)}")
+        settle(self, check_count, "last_layers")
+        settle(self, check_above, "lr", "mask_lr")
+        settle(self, lambda name, value: check_above(name, value, finite=False), "clip")  # infinite: none is clipped
+        settle(self, check_flag, "cosine")
+        check_choice("mixed_precision", self.mixed_precision, PRECISIONS)
 
 
 class TrainableMasks(nn.Module):
@@ -65,11 +79,22 @@ class TrainableMasks(nn.Module):
 
     def __init__(self, encoder: PrunableEncoder) -> None:
         super().__init__()
-        self.heads = nn.ParameterList(nn.Parameter(torch.ones(n)) for n in encoder.heads_per_layer)
-        self.neurons = nn.ParameterList(nn.Parameter(torch.ones(n)) for n in encoder.neurons_per_layer)
+        check_encoder(encoder)
+        self.heads, self.neurons = (
+            nn.ParameterList(nn.Parameter(torch.ones(n, dtype=torch.float32, device="cpu")) for n in widths)
+            for widths in (encoder.heads_per_layer, encoder.neurons_per_layer)
+        )
 
     def spread(self, masks: Masks) -> Masks:
-        """The values at the places of the kept heads and neurons of `masks` [L, H] and [L, N], zeros elsewhere."""
+        """The values at the places of the kept heads and neurons of `masks` [L, H] and [L, N], zeros elsewhere. Raises
+        ValueError for masks that keep other numbers of them."""
+        check_kind("masks", masks, Masks)
+        for name, parts, kept in (
+            ("heads", self.heads, masks.heads_kept),
+            ("neurons", self.neurons, masks.neurons_kept),
+        ):
+            if [len(part) for part in parts] != kept:
+                raise ValueError(f"masks.{name}: {kept} are kept per layer, expected {[len(part) for part in parts]}")
         heads, neurons = masks.heads.clone(), masks.neurons.clone()
         for whole, parts in ((heads, self.heads), (neurons, self.neurons)):
             for row, part in zip(whole, parts, strict=True):
@@ -113,22 +138,42 @@ def retrain(
     evaluation mode and on its first device; its time does not count.
 
     The log has loss, gradient norm and seconds since the start (interruptions left out) of each iteration, and scores.
-    Raises `ValueError` if `settings.last_layers` exceeds the encoder's layers, for a loss without count in several
-    processes, or if the checkpoint is of another training; `FloatingPointError` at a loss of NaN.
+    Raises `ValueError` for bad arguments, among them no batches and `settings.last_layers` above the encoder's layers,
+    for a batch without samples, a loss that is no scalar or pair of scalars, or without count in several processes, or
+    if the checkpoint is damaged or of another training; `FloatingPointError` at a loss of NaN; `NotSaved` where no
+    checkpoint can be written. An interruption (KeyboardInterrupt) says where it goes on from.
     """
-    if settings.last_layers > encoder.num_layers:
-        raise ValueError(f"last_layers = {settings.last_layers}: the encoder has only {encoder.num_layers} layers")
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every = {checkpoint_every}: must be at least 1")
-    if score_every < 0 or (score_every > 0) != (score is not None):
+    check_kind("model", model, nn.Module)
+    check_run(encoder, batches, loss=loss)
+    if not {*encoder.layers} <= {*model.modules()}:
+        raise ValueError(f"encoder: {encoder!r} is no part of the model, {type(model).__name__}")
+    check_kind("settings", settings, ReSt)
+    progress, fold = check_flag("progress", progress), check_flag("fold", fold)
+    heads = check_list("heads", heads, lambda name, value: check_kind(name, value, nn.Module), 0, "modules")
+    parameters = check_list(
+        "parameters", parameters, lambda name, value: check_kind(name, value, nn.Parameter), 0, "parameters"
+    )
+    check_folder("checkpoint", checkpoint, made=True)
+    check_callable("score", score, optional=True)
+    checkpoint_every, score_every = (
+        check_count("checkpoint_every", checkpoint_every, 1),
+        check_count("score_every", score_every),
+    )
+    last = encoder.last(settings.last_layers)
+    if (score_every > 0) != (score is not None):
         raise ValueError(f"score_every = {score_every}: must be above 0 with score, and 0 without")
-    batches = list(batches) if not hasattr(batches, "__len__") else batches
+    try:
+        total = len(batches)
+    except TypeError:  # what has no length, or a loader of such
+        total = len(batches := list(batches))
+    if not total:
+        raise ValueError("batches: there is none")
     home = next(model.parameters()).device
     accelerator = find_accelerator(settings.mixed_precision, home)
-    masks, order, total = TrainableMasks(encoder), plan(batches), len(batches)
+    masks, order = TrainableMasks(encoder), plan(batches)
     modules = [model, masks, *heads]
-    trained = [p for module in modules[2:] for p in module.parameters()] + list(parameters)
-    trained += [p for layer in encoder.layers[encoder.num_layers - settings.last_layers :] for p in layer.parameters()]
+    trained = [p for module in modules[2:] for p in module.parameters()] + [*parameters]
+    trained += [p for layer in last for p in layer.parameters()]
     before = [(p, p.requires_grad) for p in {*model.parameters(), *trained}]
     try:
         for p, _ in before:
@@ -140,7 +185,7 @@ def retrain(
         stream = run.start(batches, order, checkpoint)
         if progress and accelerator.is_main_process:
             stream = bar(stream, "retrain", total=total, initial=len(run.log))
-        with encoder.masked(masks):
+        with encoder.masked(masks), no_empty_batches(encoder):
             for batch, counts in stream:
                 row = run.step(batch, loss, counts)
                 done = row["iteration"]
@@ -149,6 +194,12 @@ def retrain(
                     run.clock = time.perf_counter()
                 if checkpoint and (done % checkpoint_every == 0 or done == total):
                     run.save(checkpoint)
+    except KeyboardInterrupt as stopped:
+        if checkpoint:
+            stopped.add_note(
+                f"retraining was interrupted: called again, it goes on from the checkpoint in {checkpoint}"
+            )
+        raise
     finally:
         for p, flag in before:
             p.requires_grad_(flag)
@@ -198,6 +249,10 @@ class _Training:
         batch = moved(batch, accelerator.device)
         with accelerator.autocast():
             result = loss(batch)
+        parts, number = (result, 2) if isinstance(result, tuple) else ((result,), 1)
+        if len(parts) != number or not all(isinstance(part, Tensor) and part.numel() == 1 for part in parts):
+            found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+            raise ValueError(f"loss: expected a scalar tensor, or a pair of sum and count, found {found}")
         if isinstance(result, tuple):
             total, count = result[0] * counts, result[1] * counts
             sums = torch.stack([total.detach(), count.detach().to(total)])
@@ -211,7 +266,10 @@ class _Training:
         if not shown.isfinite():
             raise FloatingPointError(f"the loss of iteration {iteration} is {shown.item()}; lower lr or mask_lr")
         self.optimiser.zero_grad(set_to_none=True)
-        accelerator.backward(value)
+        if value.requires_grad:
+            accelerator.backward(value)
+        if all(p.grad is None for p in self.parameters):
+            raise ValueError("loss: does not depend on what is trained, or runs without gradients (torch.no_grad)")
         if several:
             add_gradients(self.parameters, accelerator)
         norm = accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
@@ -255,7 +313,9 @@ def _scored(score: Callable[[], float], model: nn.Module, home: torch.device, de
     state = random_state(device)
     model.to(home)
     with evaluating(model), torch.no_grad():
-        value = float(score())
+        value = plain(score())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"score: expected a number, found {type(value).__name__}")
     model.to(device)
     restore_random(state, device)
-    return value
+    return float(value)

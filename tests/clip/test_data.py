@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from lfpr import reading
 from lfpr.clip import coco
 from lfpr.clip.coco import COCOCaptions, batches, captions, check, images
 from lfpr.clip.processor import Processor
@@ -211,6 +212,148 @@ def test_real_annotations_are_read(split, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+# ---- what is no data
+
+
+def annotated(folder: Path, images: list, annotations: list, **more) -> Path:
+    (folder / "annotations").mkdir(exist_ok=True)
+    table = {"images": images, "annotations": annotations} | more
+    (folder / "annotations/captions_val2017.json").write_text(json.dumps(table))
+    return folder
+
+
+PICTURE, WORDS = {"id": 1, "file_name": "1.jpg"}, {"id": 10, "image_id": 1, "caption": "A mug."}
+
+
+@pytest.mark.parametrize(
+    ("image", "annotation", "says"),
+    [
+        *(
+            ({}, {"caption": value}, r"\(annotations\[1\]\): 'caption' is")
+            for value in (None, 5, ["a", "b"], {"a": 1}, True)
+        ),
+        *(({"id": value}, {}, r"\(images\[1\]\): 'id' is") for value in ("2", "n01_7", None, 1.5, True, 2**63, [1])),
+        *(({}, {"id": value}, r"\(annotations\[1\]\): 'id' is") for value in ("2", None, 1.5, -(2**63) - 1)),
+        *(({}, {"image_id": value}, r"\(annotations\[1\]\): 'image_id' is") for value in ("1", None, 1.0, {})),
+        *(({"file_name": value}, {}, r"\(images\[1\]\): 'file_name' is") for value in (None, 5, ["a.jpg"])),
+        *(
+            ({"file_name": name}, {}, "no file's name below a folder")
+            for name in ("../a.jpg", "/a.jpg", "", "a/../../b")
+        ),
+        ({"id": 1}, {}, "image 1 is listed twice"),
+        (None, {}, r"\(images\[1\]\) is a NoneType, expected an object"),
+        ({}, [1], r"\(annotations\[1\]\) is a list, expected an object"),
+    ],
+)
+def test_records_that_make_no_sense_are_refused(tmp_path, image, annotation, says):
+    image = {"id": 2, "file_name": "2.jpg"} | image if isinstance(image, dict) else image
+    annotation = (
+        {"id": 11, "image_id": 1, "caption": "A cup."} | annotation if isinstance(annotation, dict) else annotation
+    )
+    annotated(tmp_path, [PICTURE, image], [WORDS, annotation])
+    with pytest.raises(DataError, match=rf"captions_val2017\.json.*{says}"):
+        COCOCaptions(tmp_path, "val")
+
+
+def test_captions_are_read_as_they_are(tmp_path, processor):
+    texts = ["", "a\nred 🟥 方\0块", "ß" * 600, "None"]
+    annotations = [{"id": 2**63 - 1 - n, "image_id": -3, "caption": text} for n, text in enumerate(texts)]
+    annotated(tmp_path, [{"id": -3, "file_name": "sub/a.jpg"}], annotations, info={"contributor": [[]]}, other=[1, [2]])
+    data = COCOCaptions(tmp_path, "val", "all")
+    assert [pair.text for pair in data.pairs] == texts and data.file(data.pairs[0]).parts[-2:] == ("sub", "a.jpg")
+    (batch,) = captions(data, 9, processor)
+    assert batch["caption_id"].tolist() == [pair.caption_id for pair in data.pairs] and set(
+        batch["image_id"].tolist()
+    ) == {-3}
+
+
+def test_captions_of_unknown_images_are_told(tmp_path):
+    annotated(tmp_path, [PICTURE], [WORDS, WORDS | {"id": 11, "image_id": 7}])
+    with pytest.warns(UserWarning, match=r"captions_val2017\.json: 1 captions are of images that are not listed"):
+        assert len(COCOCaptions(tmp_path, "val", "all")) == 1
+
+
+def test_a_file_is_read_once_while_it_is_the_same(tmp_path, monkeypatch):
+    annotated(tmp_path, [PICTURE], [WORDS])
+    first = coco.read_annotations(tmp_path, "val")
+    assert coco.read_annotations(tmp_path, "val") is first
+    annotated(tmp_path, [PICTURE], [WORDS, WORDS | {"id": 11}])
+    assert len(coco.read_annotations(tmp_path, "val").order) == 2
+
+
+def test_a_file_in_pieces_is_read_whole(tmp_path, monkeypatch):
+    """However the pieces that are read end: in a number, a text, white space."""
+    made = [{"id": 123 + n, "image_id": 1, "caption": f'café \\ "{n}" \u2028 {{[,:'} for n in range(20)]
+    annotated(tmp_path, [PICTURE], made, year=2017, empty=[], nothing={}, last=12345)
+    path = tmp_path / "annotations/captions_val2017.json"
+    whole = json.loads(path.read_text())
+    for indent, size in ((None, 1), (None, 7), (3, 1), (3, 64)):
+        path.write_text(json.dumps(whole, indent=indent, ensure_ascii=size > 1), encoding="utf-8")
+        monkeypatch.setattr(reading, "CHUNK", size)
+        assert dict(reading.read_object(path, "captions")) == whole
+        found = list(reading.read_object(path, "captions", lists=True))
+        assert [value for name, value in found if name == "annotations"] == made
+        assert {name: value for name, value in found if name in ("year", "last", "nothing")} == {
+            "year": 2017, "last": 12345, "nothing": {}
+        }  # fmt: skip
+        for cut in (1, 30, path.stat().st_size // 2):
+            path.write_bytes(path.read_bytes()[:-cut])
+            with pytest.raises(DataError, match=r"captions_val2017\.json \(captions\) is no JSON object"):
+                list(reading.read_object(path, "captions"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"limit": value} for value in (-5, True, 1.5, "2", float("nan"))),
+        *({"indices": value} for value in (["0"], [0.5], [True], 3, "012", torch.zeros(2, 2), [None])),
+        *({"annotations": value} for value in (["0"], [0.5], 3, [-1], [None], "0")),
+        *({"captions": value} for value in (1.5, [1], None, float("nan"), "0")),
+        {"root": None},
+        {"root": 5},
+        {"split": ["val"]},
+        {"annotations": [0], "limit": 1},
+    ],
+)
+def test_options_that_make_no_sense_are_named(root, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        COCOCaptions(**({"root": root, "split": "val"} | options))
+
+
+def test_options_of_batches_that_make_no_sense_are_named(root, processor):
+    data = COCOCaptions(root, "val")
+    assert (
+        COCOCaptions(root, "val", np.int64(1), limit=np.int64(3)).pairs == COCOCaptions(root, "val", 1, limit=3).pairs
+    )
+    for name, value in {
+        "batch_size": "4", "workers": 1.5, "drop_last": "false", "pin_memory": 1, "shuffle_seed": "a", "on_error": None,
+        "data": None, "processor": "clip",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            batches(**({"data": data, "batch_size": 4, "processor": processor} | {name: value}))
+    for index in (1.5, None, "0", [0]):
+        with pytest.raises(ValueError, match="index"):
+            data.image(index)
+    for options in ({"limit": -5}, {"limit": True}, {"workers": "2"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            check(root, "val", **options)
+
+
+def test_images_that_would_fill_the_memory_are_not_decoded(tmp_path, processor):
+    annotated(tmp_path, [PICTURE], [WORDS])
+    (tmp_path / "val2017").mkdir()
+    data = COCOCaptions(tmp_path, "val")
+    for size in ((7100, 7100), (1, 101), (2020, 20)):
+        Image.new("1", size).save(tmp_path / "val2017/1.jpg", "PNG")
+        with pytest.raises(DataError, match=rf"image 1: .*1\.jpg cannot be decoded.*{size[0]} x {size[1]} pixels"):
+            data.image(0)
+    Image.new("RGB", (20, 2000), (255, 0, 0)).save(tmp_path / "val2017/1.jpg", "PNG")
+    assert processor.crop(data.image(0)).shape == (64, 64, 3)
+    (tmp_path / "val2017/1.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    with pytest.raises(DataError, match="cannot be decoded .UnidentifiedImageError"):  # no other program is run
+        data.image(0)
+
+
 # ---- batches
 
 
@@ -298,7 +441,7 @@ def test_check_lists_broken_images(broken, root):
     whole = check(root, "train")
     assert whole["captions_per_image"] == (CAPTIONS, CAPTIONS) and whole["captions"] == 4 * CAPTIONS
     assert whole["bad"] == 0 and whole["first_bad"] is None and not whole["bad_images"]
-    with pytest.raises(ValueError, match="limit = 1, 0: must be at least 1"):
+    with pytest.raises(ValueError, match="limit = 0: must be a whole number of at least 1"):
         check(root, "val", limit=0)
 
 

@@ -1,5 +1,6 @@
 """Finding the prunable parts of a model, masking them through hooks, and mask files."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from lfpr.encoder import encoders, prunable
 from lfpr.families import FAMILIES, Family, UnsupportedArchitecture
+from lfpr.gradients import MaskGradients
 from lfpr.masks import Importance, Masks
 from lfpr.tap.model import TAP, TAPConfig
 
@@ -111,25 +113,13 @@ def test_several_encoders_are_listed():
 
 
 def test_unsupported_models_say_what_was_found():
-    gpt2 = hf.GPT2Model(hf.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=9, n_positions=8))
-    with pytest.raises(UnsupportedArchitecture, match="GPT2Block.*BertLayer"):
-        prunable(gpt2)
+    neox = hf.GPTNeoXModel(hf.GPTNeoXConfig(**small.SIZES, vocab_size=9))
+    with pytest.raises(
+        UnsupportedArchitecture, match="layers: query, key and value of each head.*GPTNeoXLayer.*BertLayer"
+    ):
+        prunable(neox)
     with pytest.raises(UnsupportedArchitecture, match="none"):
         prunable(nn.Linear(2, 2))
-
-
-@pytest.mark.parametrize("gated", [False, True])
-def test_t5_is_refused_with_the_reason(gated):
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 9}
-    t5 = hf.T5Model(hf.T5Config(**sizes, feed_forward_proj="gated-gelu" if gated else "relu"))
-    for module in (t5, t5.encoder, t5.decoder):
-        with pytest.raises(
-            UnsupportedArchitecture, match=r"T5Block cannot be pruned: layer 0 computes a position bias"
-        ):
-            prunable(module)
-    attention = t5.encoder.block[0].layer[0].SelfAttention  # what the reason rests on
-    assert attention.has_relative_attention_bias and attention.relative_attention_bias.weight.shape[1] == 2
-    assert not t5.encoder.block[1].layer[0].SelfAttention.has_relative_attention_bias
 
 
 def test_a_layer_unlike_its_family_names_the_path_and_what_is_there():
@@ -196,6 +186,27 @@ def test_a_new_family_is_one_row(toy):
     assert prunable(pruned).num_parameters == ParameterCost(encoder).kept(masks)
 
 
+def test_what_no_configuration_says_of_full_widths_is_noted_when_layers_are_pruned(toy):
+    from lfpr.cost import ParameterCost
+    from lfpr.shrink import shrink
+
+    for layer in toy.blocks:
+        del layer.mix.config
+    encoder = prunable(toy)
+    masks = small.random_masks(encoder, 0)
+    masks.heads[0, 0], masks.neurons[:, :3] = 0, 0  # of different widths,
+    masks.neurons[1, :5] = 0
+    half = prunable(copy.deepcopy(shrink(toy, masks)))
+    assert half.heads_per_layer == masks.heads_kept != [2, 2] and half.neurons_per_layer == masks.neurons_kept
+    rest = SimpleNamespace(
+        heads=[torch.ones(n) for n in half.heads_per_layer],
+        neurons=[torch.arange(n) > 1 for n in half.neurons_per_layer],
+    )
+    for shrunk in (half, prunable(shrink(half.module, rest))):  # and once more
+        assert (shrunk.num_heads, shrunk.num_neurons) == (2, 10)
+        assert ParameterCost(shrunk).full == encoder.num_parameters == ParameterCost(encoder).full
+
+
 def test_a_new_family_goes_through_the_whole_pipeline(toy):
     from lfpr.cost import MacCost
     from lfpr.gradients import collect_gradients
@@ -234,5 +245,8 @@ def test_mask_files_round_trip_and_bad_ones_are_refused(tmp_path):
 def test_masks_of_wrong_rank_are_refused():
     with pytest.raises(ValueError, match=r"Masks\.heads: expected a tensor of 2 dimensions, found \(3,\)"):
         Masks(torch.ones(3), torch.ones(3, 4))
+    for heads, neurons in ((2, 3), (5, 2)):  # a layer has at least one attention, and at most two
+        with pytest.raises(ValueError, match="must agree"):
+            Masks(torch.ones(heads, 2), torch.ones(neurons, 4))
     with pytest.raises(ValueError, match="must agree"):
-        Masks(torch.ones(3, 2), torch.ones(2, 4))
+        MaskGradients(torch.ones(1, 2, 2), torch.ones(2, 2, 4))

@@ -49,6 +49,26 @@ def test_a_pruned_encoder_runs_in_onnxruntime_with_equal_outputs(pruned, exporte
     assert encoder.heads_per_layer[0] == encoder.neurons_per_layer[1] == 0
 
 
+def test_a_sample_of_padding_alone_is_as_in_torch(pruned, exported):
+    batch = {name: x.clone() for name, x in INPUTS.items()}
+    batch["attention_mask"][1] = 0
+    found = onnxruntime.InferenceSession(exported).run(
+        ["last_hidden_state"], {name: x.numpy() for name, x in batch.items()}
+    )
+    np.testing.assert_allclose(found[0], small.forward(pruned, batch).detach().numpy(), atol=1e-5)
+
+
+def test_what_the_exporter_refuses_says_what_to_do(pruned, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise torch.onnx.OnnxExporterError("no such operator\nand pages more")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    message = r"BertModel cannot be exported with opset 18: OnnxExporterError \(no such operator\).*tion\('sdpa'\)$"
+    with pytest.raises(ValueError, match=message):
+        export_onnx(pruned, INPUTS, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_differs_is_not_written(pruned, exported, tmp_path, monkeypatch):
     other = copy.deepcopy(pruned)
     other.encoder.layer[1].output.dense.bias.data[3] += 1
@@ -67,6 +87,16 @@ def test_what_cannot_be_exported_is_refused_before_any_work(pruned, tmp_path, mo
     ):
         with pytest.raises(ValueError, match=message):
             export_onnx(pruned, inputs, path)
+    for name, value, message in (
+        ("inputs", [INPUTS["input_ids"]], "inputs: expected Mapping, found list"),
+        ("path", None, "path: expected str or Path, found NoneType"),
+        ("opset", "18", "opset = '18': must be a whole number of at least"),
+        ("opset", 18.5, "opset = 18.5: must be a whole number of at least"),
+        ("atol", float("inf"), "atol = inf: must be at least 0"),
+        ("atol", "small", "atol = 'small': must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_onnx(pruned, **{"inputs": INPUTS, "path": path, name: value})
     with pytest.raises(ValueError, match="bfloat16 weights"):
         export_onnx(small.build("bert").bfloat16(), INPUTS, path)
     with pytest.raises(UnsupportedArchitecture, match="Linear has no prunable encoder"):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lfpr import files
-from lfpr.budget import check_choice, check_percentile
+from lfpr.checks import check_choice, check_percentile
 
 
 def test_the_checkout_is_known_and_an_installation_has_none(tmp_path, monkeypatch):
@@ -23,6 +23,21 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     assert json.loads(path.read_text()) == {"b": 1, "a": [0.5]} and [p.name for p in path.parent.iterdir()] == [
         path.name
     ]
+
+
+def test_what_is_no_file_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a is missing \(answers\); see data/README\.md"):
+        files.existing(tmp_path / "a", "answers")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(FileNotFoundError, match="loop is missing"):
+        files.existing(tmp_path / "loop", "answers")
+    with pytest.raises(files.DataError, match=r"\(answers\) is a folder, no file"):
+        files.existing(tmp_path, "answers")
+    with pytest.raises(files.DataError, match=r"/dev/null \(answers\) is a pipe or a device, no file"):
+        files.existing("/dev/null", "answers")
+    for path in (None, 5, b"x", ["a"]):
+        with pytest.raises(ValueError, match="answers: expected a path, found"):
+            files.existing(path, "answers")
 
 
 def test_choices_and_percentiles_are_named():

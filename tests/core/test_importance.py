@@ -60,7 +60,7 @@ def test_absolute_gradients():
     absolute = gradients.importance("absolute")
     assert absolute.heads.tolist() == [[4.0, 2.0]] and absolute.neurons.tolist() == [[2.0, 2.0, 2.0]]
     assert gradients.importance("squared").equal(gradients.importance())
-    with pytest.raises(ValueError, match="kind = 'fisher': must be 'squared' or 'absolute'"):
+    with pytest.raises(ValueError, match=r"kind = 'fisher': must be one of \['squared', 'absolute'\]"):
         gradients.importance("fisher")
 
 

@@ -5,7 +5,11 @@ import small_models as small
 import torch
 
 from lfpr.encoder import prunable
+from lfpr.families import UnsupportedArchitecture
+from lfpr.gallery import GALLERY
 from lfpr.layerwise import Replay, Side, Walk
+from lfpr.masks import Masks
+from lfpr.rescale import masked
 from lfpr.shrink import shrink
 
 
@@ -30,11 +34,100 @@ def test_a_shrunk_student_walks_as_the_masked_one(family):
                 walk.visit(layer, part, add)
         walked.append(seen)
     assert len(walked[0]) == len(walked[1]) == 2 * encoder.num_layers * len(batches)
-    for masked, shrunk in zip(*walked, strict=True):
-        for a, b in zip(masked, shrunk, strict=True):
+    for pair in zip(*walked, strict=True):
+        for a, b in zip(*pair, strict=True):
             assert (a is None) == (b is None)
             if a is not None:
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+STACKED = ["T5", "Flan-T5", "BART", "Whisper", "GPT-2", "OPT", "Llama", "ModernBERT", "MPNet"]
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_a_walk_sees_what_the_whole_models_compute(name):
+    """Inputs of all output projections, and where the residual stream is at hand, of the masked model and the whole
+    one, each run from beginning to end: a student's decoder is called with what its own encoder gives."""
+    example = GALLERY[name]
+    model, batches = example.model(), [example.inputs(2, seed=seed) for seed in (1, 2)]
+    encoder = prunable(model)
+    masks = Masks(
+        *(
+            torch.rand(len(r), n)
+            for r, n in ((encoder.attentions, encoder.num_heads), (encoder.ffns, encoder.num_neurons))
+        )
+    )
+
+    def whole(given):
+        seen = {}
+        hooks = [
+            part.output.register_forward_pre_hook(lambda _, args, key=(part.kind, row): seen.update({key: args[0]}))
+            for rows in (encoder.attentions, encoder.ffns)
+            for row, part in enumerate(rows)
+        ]
+        with encoder.masked(given):
+            example.run(model, batches[-1])
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    with torch.no_grad():
+        expected, last = whole(masks), whole(Masks.ones(encoder))
+        with Replay(encoder, batches, lambda batch: example.run(model, batch)) as replay:
+            walk = Walk(
+                replay,
+                Side(encoder, masks),
+                Side(encoder),
+                masked(Side(encoder, masks), lambda b: example.run(model, b)),
+            )
+            order, gaps = [], {}
+            for row, kind in walk.sub_layers():
+                order.append((kind, row))
+
+                def add(x, student, target, weights, key=(kind, row)):
+                    gaps[key] = x, target - student
+
+                walk.visit(row, kind, add)
+    assert sorted(order) == sorted(expected) == sorted(gaps)
+    for key, (x, gap) in gaps.items():
+        torch.testing.assert_close(x.flatten(0, -2), expected[key].flatten(0, -2), rtol=1e-4, atol=1e-5)
+        assert gap.norm() > 0 and last[key].shape == expected[key].shape
+    layers = [encoder.layer_rows[layer] for layer in range(encoder.num_layers)]
+    assert order == [
+        (kind, row)
+        for rows in layers
+        for kind, row in zip(("heads", "heads", "neurons"), rows, strict=True)
+        if row is not None
+    ]
+
+
+def test_a_decoder_needs_what_runs_the_student():
+    example = GALLERY["T5"]
+    model, batch = example.model(), example.inputs()
+    encoder = prunable(model)
+    with torch.no_grad(), Replay(encoder, [batch], lambda batch: example.run(model, batch)) as replay:
+        walk = Walk(replay, Side(encoder), Side(encoder))
+        with pytest.raises(ValueError, match="forward: what runs the student"):
+            for row, kind in walk.sub_layers():
+                walk.visit(row, kind, None)
+
+
+def test_layers_that_run_several_times_in_a_pass_are_refused():
+    example = GALLERY["ALBERT"]
+    model = example.model()
+    with pytest.raises(UnsupportedArchitecture, match=r"runs \d times in a pass"):
+        Replay(prunable(model), [example.inputs()], lambda batch: example.run(model, batch))
+
+
+def test_caches_are_left_out_while_a_model_is_watched():
+    example = GALLERY["T5"]
+    model = example.model()
+    assert model.config.use_cache and model.decoder.config.use_cache
+    with torch.no_grad(), Replay(prunable(model), [example.inputs()], lambda batch: model(**batch)) as replay:
+        assert len(replay.calls) == 1
+    assert model.config.use_cache and model.decoder.config.use_cache
+    with pytest.raises(ValueError, match="EncoderDecoderCache, which cannot be given to it again"), torch.no_grad():
+        Replay(prunable(model), [example.inputs()], lambda batch: model(**batch, use_cache=True))
 
 
 def test_a_spool_keeps_what_fits_on_the_accelerator(monkeypatch):

@@ -1,5 +1,9 @@
 """Rearrangement against the published masks, a plain recomputation, and its own objective."""
 
+import importlib
+import tracemalloc
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import small_models as small
@@ -45,8 +49,8 @@ def test_rearranged_masks_equal_the_published_ones(name):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 12), st.floats(0, 1))
-def test_same_result_as_recomputing_the_sums(seed, width, batches, keep):
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 12), st.floats(0, 1), st.sampled_from([1, 4, 128]))
+def test_same_result_as_recomputing_the_sums(seed, width, batches, keep, block):
     generator = torch.Generator().manual_seed(seed)
     gradients = MaskGradients(
         torch.randn(batches, 2, 3, generator=generator), torch.randn(batches, 2, width, generator=generator)
@@ -55,7 +59,8 @@ def test_same_result_as_recomputing_the_sums(seed, width, batches, keep):
         (torch.rand(2, 3, generator=generator) < keep).float(),
         (torch.rand(2, width, generator=generator) < keep).float(),
     )
-    found = rearrange(masks, gradients)
+    with patch.object(importlib.import_module("lfpr.rearrange"), "BLOCK", block):
+        found = rearrange(masks, gradients)
     assert found.heads_kept == masks.heads_kept and found.neurons_kept == masks.neurons_kept
     for layer in range(2):
         expected = recomputed(masks.neurons[layer], gradients.neurons[:, layer])
@@ -66,6 +71,17 @@ def test_same_result_as_recomputing_the_sums(seed, width, batches, keep):
         least[order[: width - masks.neurons_kept[layer]]] = 0
         ours, theirs = (removed(mask, gradients.neurons[:, layer]) for mask in (found.neurons[layer], least))
         assert ours <= theirs * (1 + 1e-9)
+
+
+def test_a_layer_of_real_width_takes_little_more_memory_than_its_gradients():
+    generator = torch.Generator().manual_seed(0)
+    neurons = torch.randn(16, 1, 1536, generator=generator)
+    masks = Masks(torch.ones(1, 1), (torch.arange(1536) >= 768).float()[None])
+    tracemalloc.start()
+    rearrange(masks, MaskGradients(torch.ones(16, 1, 1), neurons))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.6 * 768**2 * 8 + 3 * 128 * 768 * 8  # NumPy's: half of the members' products, and three blocks
 
 
 def test_gradients_that_cancel_are_removed_together():
@@ -90,5 +106,5 @@ def test_bad_masks_and_gradients_are_refused():
         rearrange(masks, MaskGradients(gradients.heads, torch.ones(4, 2, 6)))
     with pytest.raises(ValueError, match=r"masks\.heads: expected zeros and ones; rearrange before rescaling"):
         rearrange(Masks(masks.heads * 0.5, masks.neurons), gradients)
-    with pytest.raises(ValueError, match=r"grads\.heads: NaN"):
+    with pytest.raises(ValueError, match=r"grads\.heads: 24 values are NaN or infinite"):
         rearrange(masks, MaskGradients(gradients.heads * float("nan"), gradients.neurons))

@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+from collections import namedtuple
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,15 +11,15 @@ import small_models as small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import rules
+from transformers import BatchEncoding
 
+import lfpr
 from lfpr.encoder import prunable
 from lfpr.families import UnsupportedArchitecture
 from lfpr.layerwise import Spool, attention_weights
 from lfpr.masks import Masks
-from lfpr.rescale import rescale
+from lfpr.rescale import STEP_SIZES, rescale
 from lfpr.shrink import shrink, verify_equivalent
-from lfpr.tap.model import TAP, TAPConfig
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_errors_are_those_of_the_model_and_never_grow(family):
     model, inputs = small.build(family), [small.batch(family, seed=seed) for seed in (1, 2, 3)]
     encoder = prunable(model)
     masks, teacher = small.random_masks(encoder, 3, real=False), small.random_masks(encoder, 5, keep=0.9)
-    found = rescale(encoder, masks, inputs, lambda b: small.forward(model, b), teacher=teacher)
+    found = rescale(encoder, masks, inputs, lambda b: small.forward(model, b), teacher=teacher, step_sizes=[1])
     assert len(found.report) == 2 * encoder.num_layers
     walked = Masks(masks.heads.clone(), masks.neurons.clone())  # layer by layer, as rescaling goes
     for fit in found.report:
@@ -95,7 +97,7 @@ def test_scales_solve_the_explicit_least_squares(bert):
     model, encoder, batches, masks = bert
     teacher, pruned, ridge = masks("teacher", 0.5), masks("rearranged", 0.5), 0.01
     pruned.neurons[0] *= 0.7  # real-valued masks are a start as good as any
-    found = rescale(encoder, pruned, batches[:2], lambda b: model(**b), teacher, ridge, limit=None)
+    found = rescale(encoder, pruned, batches[:2], lambda b: model(**b), teacher, ridge, limit=None, step_sizes=[1])
     part = encoder.parts[0]
     seen = []
     hook = part.ffn_out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -131,6 +133,7 @@ def _ffn_sum(model, encoder, masks, batch):
 def test_padding_does_not_count(bert):
     model, encoder, batches, masks = bert
     pruned, forward = masks("rearranged", 0.5), lambda b: model(**b)
+    rescale = partial(lfpr.rescale, step_sizes=[1])
     found = rescale(encoder, pruned, batches[:1], forward)
     single = [
         {"input_ids": ids[None, :length], "attention_mask": mask[None, :length]}
@@ -154,7 +157,16 @@ def test_attention_masks_of_all_kinds_say_what_is_padding():
     valid = torch.tensor([[True, True, False], [True, True, True]])
     causal = torch.ones(3, 3).tril().bool() & valid[:, None, None]
     additive = torch.zeros(causal.shape).masked_fill(~causal, torch.finfo(torch.float32).min)
-    masks = (valid, valid.long(), valid[:, None, None], causal, additive, causal.expand(2, 4, 3, 3))
+    masks = (
+        valid,
+        valid.long(),
+        valid[:, None, None],
+        causal,
+        additive,
+        causal.expand(2, 4, 3, 3),
+        torch.where(causal, 0.0, -1e4),
+        torch.where(causal, 0.0, -1e9),
+    )
     for mask in (*masks, torch.cat([torch.ones(2, 1, 1, 5).bool(), valid[:, None, None]], -1)):
         assert torch.equal(attention_weights(mask, x, ""), valid)
     assert torch.equal(attention_weights(valid[:1, None, None], x, ""), valid[:1].expand(2, 3))
@@ -162,6 +174,108 @@ def test_attention_masks_of_all_kinds_say_what_is_padding():
     for mask in (torch.ones(2, 2), torch.ones(2, 3, 3), "causal"):
         with pytest.raises(ValueError, match=r"batch 3: cannot tell padding .* give `tokens`"):
             attention_weights(mask, x, "batch 3")
+
+
+def test_the_step_is_the_one_whose_outputs_are_nearest_on_what_was_held_back():
+    model = small.build("clip_vision")
+    encoder = prunable(model)
+    masks, batches = small.random_masks(encoder, 3, real=False), [small.batch("clip_vision", 4, i) for i in range(7)]
+
+    def run(batch):
+        return {"ids": torch.arange(4), "pooled": [small.forward(model, batch)]}
+
+    def error(trial, batch):
+        with torch.no_grad(), encoder.masked(trial):
+            found = small.forward(model, batch)
+        return (found - goals[id(batch)]).double().square().sum().item()
+
+    with torch.no_grad():
+        goals = {id(batch): small.forward(model, batch) for batch in batches}
+    whole = rescale(encoder, masks, [batches[i] for i in (0, 2, 3, 4, 5)], run, step_sizes=[1])
+    found = rescale(encoder, masks, batches, run)
+    trials = {
+        size: Masks(torch.lerp(masks.heads, whole.heads, size), torch.lerp(masks.neurons, whole.neurons, size))
+        for size in STEP_SIZES
+    }
+    errors = {size: error(trial, batches[1]) + error(trial, batches[6]) for size, trial in trials.items()}
+    assert found.step_size == min(errors, key=errors.__getitem__)
+    torch.testing.assert_close(found.neurons, trials[found.step_size].neurons)
+    torch.testing.assert_close(found.heads, trials[found.step_size].heads)
+    expected = [errors[size] / errors[0.0] for size in STEP_SIZES]
+    assert [*found.errors.values()] == pytest.approx(expected, rel=1e-3) and found.errors[found.step_size] <= 1
+    assert found.to(torch.float64).step_size == found.step_size and not whole.errors and whole.step_size == 1
+
+
+def test_a_change_that_takes_the_outputs_away_is_not_made():
+    model = small.build("vit")
+    encoder = prunable(model)
+    masks, batches = small.random_masks(encoder, 3, real=False), [small.batch("vit", 4, i) for i in range(6)]
+    seen, last = {}, encoder.parts[0].ffn_out
+    last.register_forward_pre_hook(lambda _, args: seen.update(bare=args[0]))
+    last.register_forward_hook(lambda _, args, out: seen.update(masked=args[0]))
+
+    def binary(batch):  # how far mask values are from 0 and 1: not at all, those of the teacher and those given
+        small.forward(model, batch)
+        values = seen["masked"] / seen["bare"]
+        return (values - values.round()).abs().max()
+
+    found = rescale(encoder, masks, batches, binary)
+    assert found.step_size == 0 and found.equal(masks) and any(fit.after < fit.before for fit in found.report)
+    for forward in (lambda b: (small.forward(model, b), None)[1], lambda b: small.forward(model, b).argmax(-1)):
+        with pytest.raises(ValueError, match=r"forward: expected to return .* step_sizes=\[1\] needs none"):
+            rescale(encoder, masks, batches, forward)
+    with pytest.raises(ValueError, match="forward: NaN or infinite outputs"):
+        rescale(encoder, masks, batches, lambda b: small.forward(model, b).log())
+
+
+def test_padding_does_not_choose_the_step_and_batches_come_anew():
+    model = small.build("bert")
+    encoder = prunable(model)
+    masks = small.random_masks(encoder, 8, keep=0.25, real=False)
+    batches = [small.batch("bert", 3, i) for i in range(6)]
+    longer = [{name: torch.nn.functional.pad(value, (0, 25)) for name, value in batch.items()} for batch in batches]
+
+    def forward(batch):
+        return model(**{name: value.to(torch.long) for name, value in batch.items()}).last_hidden_state
+
+    found, padded = rescale(encoder, masks, batches, forward), rescale(encoder, masks, longer, forward)
+    assert found.step_size == padded.step_size
+    assert [*padded.errors.values()] == pytest.approx([*found.errors.values()], rel=1e-3)
+    Named = namedtuple("Named", "ids mask")
+    ways = [
+        (
+            [Named(*batch.values()) for batch in batches],
+            lambda b: forward({"input_ids": b.ids, "attention_mask": b.mask}),
+        ),
+        ([batch | {"labels": 1} for batch in batches], lambda b: (b.pop("labels"), forward(b))[1]),
+        ([BatchEncoding(batch) for batch in batches], lambda b: forward({**b})),
+    ]
+    for others, run in ways:
+        assert rescale(encoder, masks, others, run).equal(found)
+    reused = {name: value.clone() for name, value in batches[0].items()}
+
+    def refilled():
+        for batch in batches:
+            for name, value in batch.items():
+                reused[name].copy_(value)
+            yield BatchEncoding(reused)
+
+    assert rescale(encoder, masks, refilled(), lambda b: forward({**b})).errors == found.errors
+
+
+def test_hooks_of_the_user_count_once():
+    model, shift = small.build("vit"), torch.randn(48, generator=torch.Generator().manual_seed(0))
+    encoder = prunable(model)
+    masks, batches = small.random_masks(encoder, 3, real=False), [small.batch("vit", 3, i) for i in range(4)]
+    found = []
+    for place, hook in (
+        (model.embeddings.register_forward_hook, lambda _, args, out: out + shift),
+        (encoder.layers[0].register_forward_pre_hook, lambda _, args: (args[0] + shift, *args[1:])),
+    ):
+        handle = place(hook)
+        found.append(rescale(encoder, masks, batches, lambda b: small.forward(model, b)))
+        handle.remove()
+    torch.testing.assert_close(found[0].neurons, found[1].neurons)
 
 
 def test_a_student_that_equals_its_teacher_keeps_its_masks():
@@ -189,19 +303,7 @@ def test_parts_that_contribute_nothing_are_declined():
 
 
 def test_tap_and_repeated_calls():
-    config = TAPConfig(
-        text_layers=1,
-        mmt_layers=2,
-        text_vocab_size=1000,
-        num_answers=9,
-        hidden_size=24,
-        num_heads=4,
-        intermediate_size=30,
-    )
-    torch.manual_seed(0)
-    model = TAP(config).eval()
-    batch = {name: torch.from_numpy(value) for name, value in rules.tap_inputs(3).items()}
-    previous = torch.randint(9, (4, 3))
+    model, batch, previous = small.tap()
     encoder = prunable(model)
     masks = small.random_masks(encoder, 1, real=False)
     once = rescale(encoder, masks, [batch], lambda b: model(b, previous))
@@ -234,7 +336,7 @@ def test_memory_does_not_grow_with_the_sample(monkeypatch):
         rescale(encoder, masks, (small.batch("vit", 8, i) for i in range(count)), lambda b: small.forward(model, b))
         return max(read)
 
-    assert largest(12) <= largest(3) + 1000  # a batch of hidden states is 8 · 17 · 48 numbers
+    assert largest(22) <= largest(12) + 1000  # a batch of hidden states is 8 · 17 · 48 numbers
 
 
 def test_the_model_is_left_as_it_was_and_precision_may_be_low():
@@ -265,17 +367,22 @@ def test_bad_arguments_are_refused():
     model = small.build("bert")
     encoder, masks, inputs = prunable(model), Masks.ones(prunable(model)), [small.batch("bert")]
 
+    endless = Masks.ones(encoder)
+    endless.neurons[0, 0] = float("inf")
+
     def run(masks=masks, batches=inputs, forward=lambda b: small.forward(model, b), **more):
         return rescale(encoder, masks, batches, forward, **more)
 
     for arguments, message in (
         ({"masks": None}, "masks: expected Masks, found NoneType"),
-        ({"masks": Masks(torch.ones(3, 5), torch.ones(3, 40))}, r"masks\.heads: shapes"),
-        ({"teacher": Masks(masks.heads, masks.neurons * float("inf"))}, r"teacher\.neurons: NaN or infinite"),
+        ({"masks": Masks(torch.ones(3, 5), torch.ones(3, 40))}, r"masks\.heads: shape \(3, 5\), but .* has \(3, 4\)"),
+        ({"teacher": endless}, r"teacher\.neurons: 1 values are NaN or infinite"),
         ({"ridge": -1}, "ridge = -1"),
         ({"limit": 1}, "limit = 1: must be above 1"),
         ({"batches": []}, "batches: there is none"),
-        ({"forward": lambda b: None}, r"batch 0: forward called the layers \[0, 0, 0\] times"),
+        ({"step_sizes": []}, "step_sizes = ..: must be a list of at least 1 numbers"),
+        ({"step_sizes": [0, 1.5]}, r"step_sizes\[1\] = 1.5: must be from 0 to 1"),
+        ({"forward": lambda b: b["input_ids"].float()}, r"batch 0: forward called the layers \[0, 0, 0\] times"),
         ({"tokens": lambda b: torch.ones(3, 4)}, r"batch 0: tokens: expected weights \(3, 9\)"),
         ({"tokens": lambda b: -torch.ones(3, 9)}, "batch 0: tokens: weights must be finite and not negative"),
         ({"tokens": lambda b: None}, "batch 0: tokens: expected weights"),
@@ -291,10 +398,16 @@ def test_bad_arguments_are_refused():
 def test_layers_that_do_not_feed_the_next_or_scale_their_outputs_are_refused():
     model, inputs = small.build("vit"), small.batch("vit")
     encoder, masks = prunable(model), Masks.ones(prunable(model))
-    hook = encoder.layers[1].register_forward_pre_hook(lambda _, args: (args[0] + 1, *args[1:]))
+
+    def between_layers(batch):  # something that is no part of either
+        hook = encoder.layers[1].register_forward_pre_hook(lambda _, args: (args[0] + 1, *args[1:]), prepend=True)
+        try:
+            return small.forward(model, batch)
+        finally:
+            hook.remove()
+
     with pytest.raises(UnsupportedArchitecture, match=r"layers?\.1: its input is not the output of the layer before"):
-        rescale(encoder, masks, [inputs], lambda b: small.forward(model, b))
-    hook.remove()
+        rescale(encoder, masks, [inputs], between_layers)
     hook = encoder.layers[0].mlp.register_forward_hook(lambda _, args, out: 0.5 * out)
     with pytest.raises(UnsupportedArchitecture, match="its output is not the residual stream plus the FFN's output"):
         rescale(encoder, masks, [inputs], lambda b: small.forward(model, b))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from lfpr.budget import BudgetError
+from lfpr.checks import BudgetError
 from lfpr.cost import LinearCost, MacCost, ParameterCost
 from lfpr.encoder import prunable
 from lfpr.importance import magnitude, random_importance
@@ -101,8 +101,8 @@ def test_bad_widths_are_refused():
     for arguments, message in (
         ({"multiple_of": 4}, "multiple_of = 4: must divide the 6 neurons of a layer"),
         ({"multiple_of": 0}, "multiple_of = 0"),
-        ({"min_heads": 3}, "min_heads = 3: must be from 0 to 2"),
-        ({"min_neurons": -1}, "min_neurons = -1: must be from 0 to 6"),
+        ({"min_heads": 3}, "min_heads = 3: must be a whole number from 0 to 2"),
+        ({"min_neurons": -1}, "min_neurons = -1: must be a whole number from 0 to 6"),
     ):
         with pytest.raises(ValueError, match=message):
             search(importance, cost, 0.5, **arguments)

@@ -58,7 +58,7 @@ def test_removed_heads_stay_removed(clip):
 
 def test_batches_that_end_and_foreign_masks_are_refused_at_once(clip):
     encoder, objective = clip
-    with pytest.raises(ValueError, match="batches: an iterator can be read once"):
+    with pytest.raises(ValueError, match="batches: read several times, an iterator can be read once"):
         all_but_one(encoder, iter([0]), objective)
     with pytest.raises(ValueError, match=r"masks\.heads: shape \(4, 5\)"):
         all_but_one(encoder, [0], objective, masks=Masks(torch.ones(4, 5), torch.ones(4, 96)))

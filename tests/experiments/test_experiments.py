@@ -17,11 +17,6 @@ SMALL = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch":
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def tap(runs):
     return open_experiment("tap-textvqa", runs=runs, **SMALL)
 
@@ -133,8 +128,8 @@ def test_pseudo_labels_are_the_unpruned_models_answers(tap):
         ({"experiment": "tap-vizwiz"}, r"experiment = 'tap-vizwiz': must be one of \['tap-textvqa'"),
         ({"profile": "tiny"}, r"profile = 'tiny': must be one of \['mini', 'full'\]"),
         ({"profile": "full"}, "profile = 'full' needs data_root .found None."),
-        ({"profile": "full", "data_root": 2017}, "data_root = 2017: must be a path"),
-        ({"checkpoint": ["a"]}, r"checkpoint = \['a'\]: must be a path"),
+        ({"profile": "full", "data_root": 2017}, "data_root = 2017: must be text or a path"),
+        ({"checkpoint": ["a"]}, r"checkpoint = \['a'\]: must be text or a path"),
         ({"num_sample": 3}, r"unknown setting 'num_sample' of tap-textvqa: did you mean num_samples"),
         ({"num_samples": 0}, "num_samples = 0: must be at least 1"),
         ({"word_vectors": "glove"}, "word_vectors = 'glove'"),
@@ -151,7 +146,7 @@ def test_bad_cells_are_named_before_work(tap, tmp_path):
         open_experiment(runs=tmp_path).retrain(Cell(constraint=2))
     assert not list(tmp_path.iterdir())  # not even the data were rendered
     for constraint in (0, -0.1, 1.2, float("nan")):
-        with pytest.raises(ValueError, match=r"constraint = .*: must be in \(0, 1\]"):
+        with pytest.raises(ValueError, match="constraint = .*: must be"):
             tap.prune(Cell(constraint=constraint))
     with pytest.raises(ValueError, match="method = 'l2': must be one of"):
         tap.retrain(Cell("l2"))
@@ -180,7 +175,7 @@ def test_bad_files_are_named(tmp_path, runs):
     save_file(state | {"mmt.encoder.layer.1.output.dense.bias": torch.full((96,), torch.nan)}, cut)
     broken = open_experiment(runs=runs, checkpoint=cut, **SMALL)
     finished = broken.runs.finished("prune")
-    with pytest.raises(ValueError, match="batch 0"):
+    with pytest.raises(ValueError, match="NaN or infinite"):
         broken.prune()
     assert broken.runs.finished("prune") == finished != []  # what was finished stays, and nothing half-made counts
 
@@ -241,10 +236,10 @@ def test_settings_are_overridden_by_name_at_any_depth(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lr": "fast"}, "lr = 'fast': must be of type float, such as 0.001"),
+        ({"lr": "fast"}, "lr = 'fast': must be a finite number; YAML"),
         ({"lr": -1.0}, "lr = -1.0: must be above 0"),
-        ({"cosine": 1}, "cosine = 1: must be of type bool"),
-        ({"eval_batch": 2.5}, "eval_batch = 2.5: must be of type int"),
+        ({"cosine": 1}, "cosine = 1: must be True or False"),
+        ({"eval_batch": 2.5}, "eval_batch = 2.5: must be a whole number"),
         ({"last_layers": 2}, "unknown setting 'last_layers'"),  # the cell's, or the schedule's
         ({"eval_precision": "fp16"}, r"eval_precision = 'fp16': must be one of \['no', 'bf16'\]"),
     ],

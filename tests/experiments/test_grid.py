@@ -113,6 +113,79 @@ def test_bad_sources_are_named(tmp_path):
         load_grid(f"{path}:default")
 
 
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        ("[1, 2]", ""),
+        ("", ""),
+        ("tiny: [", ""),
+        ("tiny: 3", "tiny = 3: must be a mapping"),
+        ("tiny: {tap-textvq: {}}", r"experiment = 'tap-textvq': did you mean tap-textvqa\?"),
+        ("tiny: {3: {}}", "experiment = 3: must be one of"),
+        ("tiny: {tap-textvqa: [1]}", r"its plan = \[1\]: must be a mapping"),
+        ("tiny: {tap-textvqa: {cells: []}}", "tap-textvqa: profile = None: must be text"),
+        ("tiny: {tap-textvqa: {profile: mini}}", "tap-textvqa: cells = None: must be a list"),
+        ("tiny: {tap-textvqa: {profile: mini, cells: 3}}", "cells = 3: must be a list"),
+        ("tiny: {tap-textvqa: {profile: mini, cells: [fisher]}}", "a cell = 'fisher': must be a mapping"),
+        (
+            "tiny: {tap-textvqa: {profile: mini, cells: [], job: 2}}",
+            r"the plan has none of this name; did you mean jobs\?",
+        ),
+        ("tiny: {tap-textvqa: {profile: mini, cells: [], jobs: 0}}", "jobs = 0: must be a whole number of at least 1"),
+        ("tiny: {tap-textvqa: {profile: mini, cells: [], jobs: '2'}}", "jobs = '2': must be a whole number"),
+        ("tiny: {tap-textvqa: {profile: mini, cells: [], studies: scoring}}", "studies = 'scoring': must be a list"),
+        ("tiny: {tap-textvqa: {profile: mini, cells: [], settings: lr}}", "settings = 'lr': must be a mapping"),
+        ("tiny: {tap-textvqa: {profile: mini, cells: [], notebooks: [[a]]}}", r"a notebook = \['a'\]: must be text or"),
+        (
+            "tiny: {tap-textvqa: {profile: mini, cells: [], notebooks: [{a: 3}]}}",
+            "parameters of a = 3: must be a mapping",
+        ),
+    ],
+)
+def test_a_bad_plan_is_named(tmp_path, grid, message):
+    (tmp_path / "grid.yaml").write_text(grid)
+    with pytest.raises(ValueError, match=rf"(?s)grid.yaml.*{message}"):
+        load_grid(f"{tmp_path / 'grid.yaml'}:tiny")
+
+
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        ({"rescaled": "false"}, "rescaled = 'false': must be True or False or"),
+        ({"rescaled": ["false", True]}, "rescaled = 'false': must be"),
+        ({"constraint": "0.4"}, "constraint = '0.4': must be a finite number"),
+        ({"constraint": [[0.4]]}, r"constraint = \[0.4\]: must be"),
+        ({"stages": [["pruned"]]}, "stages .*: needs"),
+    ],
+)
+def test_a_cell_of_a_grid_is_taken_as_it_is_meant(cell, message):
+    with pytest.raises(ValueError, match=message):
+        cells({"cells": [{"method": "fisher", "constraint": 0.4} | cell]})
+
+
+def test_files_of_grids_that_make_no_sense_are_refused(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("a: &a {profile: mini, cells: &c []}\nd: {clip-mscoco: {<<: *a, studies: *c}}\n1: {}\n")
+    assert load_grid(f"{path}:d") == {"clip-mscoco": {"profile": "mini", "cells": [], "studies": []}}
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    for content, says in (
+        (laughs, "values when its aliases are written out, expected at most 100000"),
+        ("a: &a [*a]", "inf values when its aliases are written out"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("a: [", "is not a YAML file of grids"),
+        ("[" * 3000, "is not a YAML file of grids"),
+        ("a: !!int ''", "is not a YAML file of grids"),
+        ("[a]", "must be a mapping"),
+        ("", "must be a mapping"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=rf"grid\.yaml.*{says}"):
+            load_grid(f"{path}:a")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is no text in UTF-8"):
+        load_grid(f"{path}:a")
+
+
 def test_users_files_are_below_one_folder():
     plan = {"profile": "full", "data_root": "tap", "checkpoint": "checkpoints/tap.ckpt"}
     assert inputs(plan, "/data") == {"data_root": "/data/tap", "checkpoint": "/data/checkpoints/tap.ckpt"}
@@ -130,9 +203,12 @@ def test_users_files_are_below_one_folder():
 def test_committed_grids_are_plans_of_all_experiments(grid):
     plans = load_grid(f"{GRIDS}:{grid}")
     assert sorted(plans) == sorted(name for name, spec in SPECS.items() if spec.ways)  # the others are not retrained
-    for plan in plans.values():
+    for name, plan in plans.items():
         found = [planned.cell for planned in cells(plan)]
-        assert Cell("label-free", 0.4) in found
+        assert Cell("label-free", SPECS[name].constraint) in found  # whose speed is measured, and mask values shown
+        both = {(p.cell.method, p.cell.constraint) for p in cells(plan) if not p.cell.variant and len(p.stages) == 2}
+        own = {(method, SPECS[name].constraint) for method in ("label-free", "random")}
+        assert own <= both  # whose scores 06_paper compares
         assert {"label-free", "random"} <= {cell.method for cell in found}
         assert inputs(plan, "data") or plan["profile"] == "mini"
         assert all(share(plan, job) for job in range(plan["jobs"]))

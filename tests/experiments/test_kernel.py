@@ -150,6 +150,17 @@ def test_it_is_quiet(tmp_path):
     assert not psutil.pid_exists(int(run.stdout))
 
 
+def test_what_its_process_writes_is_heard_only_if_it_dies(tmp_path, capfd):
+    ends = "import atexit, os\natexit.register(os.write, 2, b'sockets are closed')"
+    crashes = "import ctypes\nctypes.string_at(0)"
+    ends, crashes = write(tmp_path / "ends.ipynb", ends), write(tmp_path / "crashes.ipynb", crashes)
+    with WarmKernel() as kernel:
+        execute(ends, kernel)
+    with WarmKernel() as kernel, pytest.raises(PapermillExecutionError, match=r"(?s)ended by SIGSEGV.*ctypes"):
+        execute(crashes, kernel)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_kernel_outlives_its_job(tmp_path, how):
     works = write(tmp_path / "works.ipynb", "print('works')")

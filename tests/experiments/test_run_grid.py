@@ -110,7 +110,7 @@ def test_what_is_there_is_not_run_again_unless_its_source_parameters_or_inputs_c
     assert sorted(run().ran) == ["01_data", "02_importance", "03_prune-random-0.4-seed0"]
 
     other = PLAN | {"cells": [PLAN["cells"][0], {"method": "random", "constraint": 0.5, "stages": "pruned"}]}
-    other |= {"studies": ["scoring", "scales"]}
+    other |= {"studies": []}
     outcome = run(Grid("tiny", {"tap-textvqa": other}, grid.runs, grid.notebooks))
     assert sorted(outcome.ran) == ["03_prune-random-0.5-seed0", "05_evaluate", "05_evaluate-seed=1"]
     monkeypatch.setattr(run_grid, "_input_hash", lambda file: "another checkpoint")
@@ -214,13 +214,21 @@ def test_a_notebook_declares_its_parameters(tmp_path):
         ({"constraint": "much"}, "constraint = 'much'"),
         ({"constraint": 6}, r"constraint = 6: must be in \(0, 1\]"),
         ({"constraint": 0.4, "percentile": 50}, "give one of them"),
-        ({"seed": "one"}, "seed = 'one': must be a number, such as 0"),
-        ({"seed": True}, "seed = True: must be a number"),
-        ({"profile": 3}, "profile = 3: must be text, such as 'mini'"),
+        ({"seed": "one"}, "seed = 'one': must be a whole number"),
+        ({"seed": True}, "seed = True: must be a whole number"),
+        ({"profile": 3}, "profile = 3: must be text; papermill's -p reads numbers, -r text"),
         ({"experiment": "tap-textvq"}, r"experiment = 'tap-textvq': did you mean tap-textvqa\?"),
     ):
         with pytest.raises(ValueError, match=message):
             check_parameters(prune, parameters)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", "[" * 10**5, "\udcff"])
+def test_what_is_no_notebook_is_named(tmp_path, text):
+    (tmp_path / "03_prune.ipynb").write_bytes(text.encode(errors="surrogateescape"))
+    for read in (declared, source_hash):
+        with pytest.raises(ValueError, match="03_prune.ipynb: is no notebook: "):
+            read(tmp_path / "03_prune.ipynb")
 
 
 def test_values_are_read_as_papermill_reads_them():
@@ -288,8 +296,45 @@ def test_what_is_wrong_is_said_before_a_kernel_starts(refused):
     assert "must be a mapping" in refused("run", "03_prune", "-y", "- 1")
     assert "the grid has ['tap-textvqa'" in refused("grid", "--experiment", "tap")
     assert "must be one of ['default'" in refused("plan", "--grid", "tiny")
-    assert "cores = 0: must be at least 1" in refused("plan", "--cores", "0")
+    assert "cores = 0: must be a whole number of at least 1" in refused("plan", "--cores", "0")
     assert "must be one of run, grid, plan, collect, reproduce" in refused("prune")
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        (
+            "run 03_prune -p rescaled false",
+            "rescaled = 'false': must be True or False or 'released' or None; papermill's",
+        ),
+        ("run 03_prune -p Constraint 0.4", "did you mean constraint?"),
+        ("run 03_prune -r constraint 0.4", "constraint = '0.4': must be a finite number or None"),
+        ("run 03_prune -r rescaled None", "rescaled = 'None': must be"),
+        ("run 03_prune -p runs none", "runs = 'none': must be a path, or None"),
+        ("run 03_prune -p seed 1.5", "seed = 1.5: must be a whole number"),
+        ("run 03_prune -p constraint nan", "constraint = nan: must be"),
+        ("run 03_prune -p method l2", "method = 'l2': must be one of"),
+        ("run 03_prune -y settings:{lr:1}", "must be a mapping"),
+        ("run 03_prune -y {settings:[lr]}", "settings = ['lr']: must be a mapping"),
+        ("run 05_evaluate -y {studies:[scales]}", "studies = ['scales']: must be a list of some of"),
+        ("run 06_paper -p folders x", "did you mean folder?"),
+        ("run 07_any_transformer -p num_texts 0", "num_texts = 0: must be a whole number from 1 to 100"),
+        ("run 00_explore -p experiment clip", "experiment = 'clip': must be one of"),
+        ("run nowhere", "notebook = 'nowhere'"),
+        ("run 03_prune --notebooks nowhere", "notebook = '03_prune': nowhere has []"),
+        ("grid --experiment tap-textvq", "experiment = 'tap-textvq': did you mean tap-textvqa?"),
+        ("grid --experiment tap-textvqa --job 9", "job = 9: the plan has jobs"),
+        ("grid --experiment tap-textvqa --max-memory-mb nan", "max_memory_mb = nan: must be above 0"),
+        ("grid --experiment tap-textvqa --device gpu", "device = 'gpu': must be one of"),
+        ("plan --grid nowhere.yaml:tiny", "there is no file 'nowhere.yaml'"),
+        ("plan --grid published", "profile = 'full' needs data"),
+        ("collect --grid nowhere.yaml:tiny", "there is no file 'nowhere.yaml'"),
+        ("reproduce --new nowhere", "no file paper_figures/results.csv"),
+    ],
+)
+def test_bad_values_end_a_command_with_a_line(refused, command, message):
+    (said,) = refused(*command.split()).strip().splitlines()
+    assert said.startswith(f"python -m lfpr {command.split()[0]}: ") and message in said
 
 
 def test_alone_it_lists_the_commands():

@@ -41,7 +41,10 @@ def test_reads_real_questions_and_captions():
     assert real_texts("train", 100)[:100] == questions and real_texts("val", 100)[100:] == captions
 
 
-@pytest.mark.parametrize("content", ["not JSON", "[]", "{}", '{"data": [{"text": "a"}]}'])
+@pytest.mark.parametrize("content", [
+    "not JSON", "[]", "{}", '{"data": [{"text": "a"}]}', '{"annotations": [{"caption": null}]}', '{"data": [3]}',
+    '{"data": [{"question": ["a"]}]}', "[" * 5000, '{"data": ' + "[" * 5000,
+])  # fmt: skip
 def test_refuses_other_annotation_files(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(ValueError, match=r"a\.json: expected TextVQA questions or COCO captions"):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lfpr.experiments.schedule import X73, X86, questions, schedule
+from lfpr.experiments.schedule import X73, X86, own_schedule, questions, schedule
 
 FRACTIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 PUBLISHED = {  # percent of data, last layers; the papers' table has no entry for ST-VQA at 0.2
@@ -58,3 +58,27 @@ def test_schedule_rejects_bad_arguments():
         schedule("bert", 0.4)
     with pytest.raises(ValueError, match="exactly one"):
         schedule("tap-textvqa")
+    for bad in (-5, 0, 7, math.nan, math.inf, "0.4", True, [0.4]):
+        with pytest.raises(ValueError, match=r"constraint = .*: must be in \(0, 1\]"):
+            schedule("tap-textvqa", bad)
+        with pytest.raises(ValueError, match=r"kept = .*: must be in \(0, 1\]"):
+            own_schedule(4, bad)
+    for bad in (-5, 100, math.nan, "50", True):
+        with pytest.raises(ValueError, match=r"percentile = .*: must be in \[0, 100\)"):
+            schedule("tap-textvqa", percentile=bad)
+    for bad in (-5, 0, 101, math.nan, "50", None):
+        with pytest.raises(ValueError, match=r"percent = .*: must be in \(0, 100\]"):
+            questions(bad, 16)
+    for bad in (-5, 0, 1.5, math.nan, "50", None):
+        with pytest.raises(ValueError, match="total = .*: must be a whole number of at least 1"):
+            questions(50, bad)
+        with pytest.raises(ValueError, match="layers = .*: must be a whole number of at least 1"):
+            own_schedule(bad, 0.5)
+
+
+def test_our_schedule_has_no_dip():
+    for layers in (4, 12):
+        ways = [own_schedule(layers, kept) for kept in (0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
+        assert ways == sorted(ways, reverse=True) and {k for _, k in ways} <= set(range(layers + 1))
+        assert all(10 <= percent <= 100 for percent, _ in ways)
+        assert own_schedule(layers, 0.6) == (72.7, {4: 2, 12: 4}[layers]) and own_schedule(layers, 0.2)[0] == 100

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfpr.budget import BudgetError
+from lfpr.checks import BudgetError
 from lfpr.encoder import prunable
 from lfpr.latency.cost import LatencyCost, monotone
 from lfpr.latency.search import BINS
@@ -160,8 +160,15 @@ def test_tables_save_and_load(tmp_path, measured):
 
 def test_bad_arguments_are_refused(measured):
     importance, cost = measured
-    for table in ([], [1.0], [0, math.nan], [0, -1.0, 2], [0.0, 0.0], [[0, 1]]):
-        with pytest.raises(ValueError, match="attention: expected at least two finite latencies"):
+    for table, message in (
+        ([], r"attention = \[\]: must be a list of at least 2 numbers"),
+        ([1.0], r"attention = \[1\.0\]: must be a list of at least 2 numbers"),
+        ([0, math.nan], r"attention\[1\] = nan: must be at least 0 and finite"),
+        ([0, -1.0, 2], r"attention\[1\] = -1\.0: must be at least 0"),
+        ([0.0, 0.0], "attention: the last of its latencies, of the full width, must be above 0"),
+        ([[0, 1]], r"attention\[0\] = \[0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
             LatencyCost(table, [0, 1], 2)
     with pytest.raises(ValueError, match="num_layers = 0"):
         LatencyCost([0, 1], [0, 1], 0)
@@ -171,10 +178,10 @@ def test_bad_arguments_are_refused(measured):
         cost.kept(Masks(torch.ones(4, 4), torch.ones(4, 9)))
     with pytest.raises(ValueError, match="constraint = 0"):
         search(importance, cost, 0)
-    with pytest.raises(ValueError, match="cost: expected a cost that counts heads and neurons, found LatencyCost"):
+    with pytest.raises(ValueError, match="cost: expected LinearCost, found LatencyCost"):
         search_proportional(importance, cost, 0.5)
     model = small.build("bert")
-    with pytest.raises(ValueError, match=r"heads = \[9\]: must be whole numbers from 0 to 4"):
+    with pytest.raises(ValueError, match=r"heads\[0\] = 9: must be a whole number from 0 to 4"):
         LatencyCost.measure(prunable(model), small.batch("bert"), lambda b: small.forward(model, b), heads=[9])
     with pytest.raises(ValueError, match="repeats = 0"):
         LatencyCost.measure(prunable(model), small.batch("bert"), lambda b: small.forward(model, b), repeats=0)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from small_tables import CLIP, NAME, add, result, small_results, texts, variant
 
-from lfpr.paper.figures import alternatives, comparison_table, controls, sampling
+from lfpr.paper.figures import alternatives, comparison_table, controls, sal_table, sampling
 from lfpr.paper.labels import spec_of
 from lfpr.paper.published_numbers import DOLLARS_PER_HOUR, PUBLISHED
+from lfpr.paper.registry import items
 
 
 def test_alternatives_print_every_way_that_was_run(results):
@@ -90,6 +91,38 @@ def test_comparison_has_the_papers_numbers_and_ours(results):
     whole = comparison_table(add(results, fisher(RESCALED, 0.5012), fisher(RELEASED, 0.25)))  # the framework's own way
     row = "40 %", "Fisher: rearranged, rescaled (Kwon et al.), not retrained"
     assert whole.loc[row, "Here: accuracy"] == "25.0" and whole.loc[row, "Paper: accuracy"] == "25.29"
+
+
+def test_what_was_published_of_sal_stands_beside_ours(results):
+    def rows(name, retrained, *scores, constraint=0.5):
+        about = {"experiment": name, "minutes": 0.5 if retrained else np.nan}
+        return [result("label-free", constraint, seed, retrained, score, **about) for seed, score in enumerate(scores)]
+
+    names = "sal-textvqa", "sal-stvqa"
+    whole = [result("unpruned", 1.0, 0, False, 0.95, experiment=name, fraction=1.0) for name in names]
+    pruned = [
+        *rows(names[0], False, 0.85, 0.83),
+        *rows(names[1], False, 0.9),
+        *rows(names[0], False, 0.6, constraint=0.3),
+    ]
+    retrained = rows(names[0], True, 0.94, 0.92)
+    table = sal_table(add(results, *whole, *pruned, *retrained))
+    assert table.index.tolist() == [("50 %",)]  # nothing was retrained at 30 %
+    assert table.iloc[0].to_dict() == {
+        "Paper: drop": "< 2.9",
+        "Paper: GPU hours": "1.19",
+        "TextVQA: pruned": "11.0 ± 1.4",
+        "TextVQA: ReSt": "2.0 ± 1.4",
+        "TextVQA: minutes": "0.50",
+        "ST-VQA: pruned": "–",
+        "ST-VQA: ReSt": "–",
+        "ST-VQA: minutes": "–",
+    }
+    entries = {name: caption for name, caption, _ in items({"results": add(results, *whole, *pruned)})}
+    assert (
+        "SaL, TextVQA (mini profile" in entries["table_comparison_sal"]
+        and "1.19 GPU hours" in entries["table_comparison_sal"]
+    )
 
 
 def test_the_papers_dollars_are_its_hours():

@@ -1,10 +1,12 @@
 """Figures of layers, importance and mask values: what is drawn equals the table, and errors."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from small_tables import NAME, texts
 
 from lfpr.paper.figures import accuracy, importance_map, kept_per_layer, mask_values
+from lfpr.paper.labels import layer_names
 
 
 def test_kept_per_layer_writes_the_counts(tables):
@@ -44,6 +46,30 @@ def test_mask_values_draws_every_value_and_a_line_at_1(tables):
     assert len(points) == 4 and all(np.allclose(values, [0.9, 1.0, 1.25]) for values in points)
     assert all(any(np.allclose(line.get_ydata(), 1) for line in panel.lines) for panel in figure.axes)
     assert {"Mask value of heads", "Mask value of neurons", "40", "80"} <= set(texts(figure))
+
+
+def test_encoder_decoders_have_rows_of_three_kinds(tables):
+    """Two layers of an encoder, one of a decoder with cross-attention: four attentions, three FFNs."""
+    layers, values, importance = (tables[name] for name in ("layers", "mask_values", "importance"))
+    assert layer_names(4, 3) == ["E1", "E2", "D1", "C1"] and layer_names(2, 2) == ["1", "2"]
+    more = [layers[layers.layer == 1].assign(layer=layer) for layer in (2, 3)]
+    more[1][["neurons", "full_neurons"]] = np.nan
+    figure = kept_per_layer(pd.concat([layers, *more]), NAME)
+    heads, neurons, _ = figure.axes
+    assert [tick.get_text() for tick in heads.get_xticklabels()] == ["E1", "E2", "D1", "C1"]
+    assert [tick.get_text() for tick in neurons.get_xticklabels()] == ["E1", "E2", "D1"]
+    assert [text.get_text() for text in neurons.texts] == ["0", "0", "0", "3", "3", "3"]
+    assert "Layer (Encoder, Decoder, Cross-attention)" in texts(figure)
+
+    def longer(rows):
+        last = rows[rows.layer == 1]
+        return pd.concat([rows, last.assign(layer=2), last[last.kind == "head"].assign(layer=3)])
+
+    figure = importance_map(longer(importance), NAME)
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["E1", "E2", "D1", "C1"]
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["E1", "E2", "D1"]
+    figure = mask_values(longer(values), NAME)
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["E1", "E2", "D1", "C1"]
 
 
 def test_what_is_not_there_is_named(tables):

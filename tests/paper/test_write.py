@@ -12,12 +12,14 @@ from lfpr.paper.registry import items
 from lfpr.paper.schema import read_all
 from lfpr.paper.write import write_all
 
+TABLES_OF_SCORES = (f"table_{NAME}", f"table_ladder_{NAME}", "table_comparison")
+
 
 def test_write_all_twice_gives_the_same_bytes(folder, tmp_path):
     files = write_all(folder)
-    stems = ("accuracy", "kept", "importance", "mask_values")
+    stems = ("accuracy", "ladder", "kept", "importance", "mask_values")
     expected = {f"{stem}_{NAME}.{kind}" for stem in stems for kind in ("pdf", "png")} | {"captions.json"}
-    expected |= {f"{stem}.{kind}" for stem in (f"table_{NAME}", "table_comparison") for kind in ("csv", "tex", "md")}
+    expected |= {f"{stem}.{kind}" for stem in TABLES_OF_SCORES for kind in ("csv", "tex", "md")}
     assert {file.name for file in files} == expected
     first = [file.read_bytes() for file in files]
     assert all(first) and [file.read_bytes() for file in write_all(folder)] == first
@@ -39,7 +41,7 @@ def test_only_results_are_needed(folder):
     for name in ("layers", "importance", "mask_values"):
         (folder / f"{name}.csv").unlink()
     stems = {file.stem for file in write_all(folder)}
-    assert stems == {f"accuracy_{NAME}", f"table_{NAME}", "table_comparison", "captions"}
+    assert stems == {f"accuracy_{NAME}", f"ladder_{NAME}", *TABLES_OF_SCORES, "captions"}
 
 
 def test_a_failed_save_keeps_the_old_file(tables, tmp_path):
@@ -85,6 +87,7 @@ def test_the_tables_at_hand_say_what_is_drawn(
         *(f"{kind}_{NAME}" for kind in ("accuracy", "table", "threshold", "alternatives", "sampling")),
         *(f"{kind}_{NAME}" for kind in ("importance", "ranks")),
         *(f"{kind}_{CLIP}" for kind in ("accuracy", "table", "sensitivity", "scales")),
+        *(f"{kind}_{name}" for kind in ("ladder", "table_ladder") for name in (NAME, CLIP)),
         *(f"table_{NAME}_threshold", f"table_{CLIP}_r10", f"table_{CLIP}_recall", f"table_{CLIP}_cascade"),
     }
 

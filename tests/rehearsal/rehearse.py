@@ -3,10 +3,10 @@
     python tests/rehearsal/rehearse.py --out FOLDER [--experiments NAME ...] [--notebooks 01_data ...] [--published]
 
 Nothing may need the real data to be found broken: file formats, memory, stages that only work on small models. The
-files are of TAP's data and checkpoints, of COCO, and of CLIP ViT-B/16, with --published where LFPR's checkout and the
-CLIP fork's have them, so that checkpoints are to be found; scores mean nothing here. Prints seconds and
-peak memory of each notebook and of each stage, and writes them to `FOLDER/rehearsal.json`. Exits with 1 if a notebook
-failed; its log is named. What is finished is not run again.
+files are of TAP's and SaL's data and checkpoints, of COCO, and of CLIP ViT-B/16, with --published where the published
+checkouts have them, so that checkpoints are to be found; scores mean nothing here. Prints seconds and peak memory of
+each notebook and of each stage, and writes them to `FOLDER/rehearsal.json`. Exits with 1 if a notebook failed; its log
+is named. What is finished is not run again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ import yaml
 from papermill import inspect_notebook
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script's path begins with its own folder
-from rehearsal import coco_files, tap_files
+from rehearsal import coco_files, sal_files, tap_files
 from rehearsal.coco_files import write_clip, write_coco_files
+from rehearsal.sal_files import write_sal_files
 from rehearsal.tap_files import ANSWERS, PIECES, write_checkpoint, write_tap_files
 
 from lfpr.clip.coco import COCOCaptions, locate_captions
 from lfpr.experiments.runs import provenance_table
 from lfpr.experiments.specs import SPECS
 from lfpr.files import write_json
+from lfpr.sal.config import SaLConfig
+from lfpr.sal.data import LAYOUTS
 from lfpr.tap.model import TAP, TAPConfig
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -47,6 +50,12 @@ TAP_CELLS = [
     {"method": "label-free", "constraint": 0.4, "stages": "pruned", "scoring": "per-sample"},
     {"method": "fisher", "constraint": 0.8, "stages": "pruned", "rearranged": True, "rescaled": "released"},
 ]
+SAL_CELLS = [
+    {"method": ["label-free", "random"], "constraint": 0.5},
+    {"method": "label-free", "percentile": 50},
+    {"method": "fisher", "constraint": 0.5, "stages": "pruned"},
+    {"method": "surgeon", "constraint": 0.5, "stages": "pruned", "reconstructed": True},
+]
 CLIP_CELLS = [
     *SHARED,
     {"method": "fisher", "constraint": 0.6, "seed": 1, "stages": "pruned", "rescaled": "released"},
@@ -54,11 +63,13 @@ CLIP_CELLS = [
     {"method": "given", "masks": "data/published/clip-masks/clip-vit-base-patch16_0.4_seed_1", "stages": "pruned"},
 ]
 """Kinds of cells of the grid `published`, for the grid that 06 draws."""
+RELEASED = {"released_files": True}
 PLANS = {
-    **{name: {"cells": TAP_CELLS} for name in SPECS if name.startswith("tap")},
+    **{name: {"cells": TAP_CELLS, "settings": RELEASED} for name in SPECS if name.startswith("tap")},
+    **{name: {"cells": SAL_CELLS} for name in SPECS if name.startswith("sal")},
     "clip-mscoco": {
         "cells": CLIP_CELLS,
-        "settings": {"num_samples": 32, "sensitivity_samples": 2, "rescale_samples": 8, "eval_batch": 2},
+        "settings": RELEASED | {"num_samples": 32, "sensitivity_samples": 2, "rescale_samples": 8, "eval_batch": 2},
     },
 }
 """Experiment -> its plan, beside where its files are; CLIP has fewer samples than the fork draws, and times fewer
@@ -82,6 +93,20 @@ def prepare_tap(name: str, folder: Path, published: bool = False) -> dict[str, s
     return inputs
 
 
+def prepare_sal(name: str, folder: Path, published: bool = False) -> dict[str, str]:
+    """Write the files of a SaL experiment below `folder`; returns where its data is. Its T5 is as wide as the published
+    one, with two layers on each side: twelve take hours of one core."""
+    dataset, root = SPECS[name].arguments["dataset"], folder / name
+    home = "SaL/data" if published else "data"
+    if not (root / home / LAYOUTS[dataset]["ocr"][0]).exists():  # the last file that is written
+        write_sal_files(root, dataset, {split: QUESTIONS[split] for split in ("train", "val", "test")}, home)
+    own = name.replace("-", "_")
+    checkpoint = root / (f"SaL/save/{own}/best.ckpt" if published else f"checkpoints/{own}.ckpt")
+    if not checkpoint.exists():
+        sal_files.write_checkpoint(checkpoint, SaLConfig(num_layers=2, num_decoder_layers=2))
+    return {"data_root": name}
+
+
 def prepare_clip(folder: Path, published: bool = False) -> dict[str, str]:
     """Write the files of CLIP on MSCOCO below `folder`; returns where its data is, and its model folder unless that is
     where it is found."""
@@ -98,6 +123,7 @@ def prepare_clip(folder: Path, published: bool = False) -> dict[str, str]:
 
 PREPARE: dict[str, Callable[[Path, bool], dict[str, str]]] = {
     **{name: partial(prepare_tap, name) for name in SPECS if name.startswith("tap")},
+    **{name: partial(prepare_sal, name) for name in SPECS if name.startswith("sal")},
     "clip-mscoco": prepare_clip,
 }
 """Experiment -> what writes its files."""
@@ -111,8 +137,7 @@ def rehearse(
     rows, grid = [], {}
     for name in experiments:
         inputs = PREPARE[name](out / "files", published)
-        plan = PLANS[name] | {"settings": PLANS[name].get("settings", {}) | {"released_files": True}}
-        grid[name] = {"profile": "full", "notebooks": ["02_importance", "05_evaluate"]} | plan | inputs
+        grid[name] = {"profile": "full", "notebooks": ["02_importance", "05_evaluate"]} | PLANS[name] | inputs
         parameters = {key: str(out / "files" / value) for key, value in inputs.items()}
         parameters |= {"experiment": name, "profile": "full", "runs": str(out / "runs")}
         rows += [run_notebook(notebook, out / name, parameters) for notebook in notebooks if notebook != PAPER]

@@ -71,6 +71,15 @@ def test_sizes_of_the_unpruned_model_follow_from_the_shapes(tmp_path):
     assert torch.equal(outputs(loaded), outputs(pruned))
 
 
+def test_models_of_from_pretrained_are_read(tmp_path):
+    """Its parameters have attributes of their own."""
+    small.reference_clip().save_pretrained(tmp_path / "folder")
+    clip = hf.CLIPModel.from_pretrained(tmp_path / "folder").eval()
+    assert any(vars(p) for p in clip.parameters())
+    released.save_clip(clip, tmp_path / "clip.pt")
+    assert torch.equal(outputs(released.load_clip(tmp_path / "clip.pt", clip.config)), outputs(clip))
+
+
 def test_modules_of_older_libraries_are_read(pruned, tmp_path):
     """What the fork's transformers put into a module, and what its pruning makes of numbers."""
     for tower in (pruned.text_model, pruned.vision_model):
@@ -120,6 +129,25 @@ def test_code_in_a_file_never_runs(pruned, tmp_path):
     assert all(torch.equal(value, pruned.state_dict()[name]) for name, value in loaded.state_dict().items())
     torch.load(tmp_path / "clip.pt", weights_only=False)
     assert (tmp_path / "attacked").exists()  # the attack works on those who run the file
+
+
+def test_broken_weights_are_refused(pruned, tmp_path):
+    with torch.no_grad():
+        pruned.logit_scale.fill_(torch.nan)
+    released.save_clip(pruned, tmp_path / "clip.pt")
+    with pytest.raises(CheckpointError, match=r"clip\.pt does not hold .*logit_scale has NaN or infinite values"):
+        released.load_clip(tmp_path / "clip.pt", pruned.config)
+
+
+def test_a_model_takes_no_more_memory_than_its_file_says(pruned, tmp_path, monkeypatch):
+    """Widths of a layer may be of the unpruned model, which is never there: its weights have no memory."""
+    released.save_clip(pruned, tmp_path / "clip.pt")
+    devices = []
+    monkeypatch.setattr(
+        hf.CLIPModel, "eval", lambda model: devices.extend(p.device.type for p in model.parameters()) or model
+    )
+    loaded = released.load_clip(tmp_path / "clip.pt", pruned.config)
+    assert set(devices) == {"meta"} and {p.device.type for p in (*loaded.parameters(), *loaded.buffers())} == {"cpu"}
 
 
 def test_other_files_are_refused(pruned, tmp_path):

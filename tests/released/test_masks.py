@@ -7,6 +7,7 @@ import torch
 from lfpr import released
 from lfpr.encoder import prunable
 from lfpr.masks import Masks
+from lfpr.released.masks import FILES
 
 
 def test_mask_files_of_the_frameworks_round_trip(tmp_path):
@@ -68,3 +69,45 @@ def test_bad_mask_files_are_refused(tmp_path):
     torch.save([torch.ones(2), torch.ones(3)], cut)
     with pytest.raises(ValueError, match="rows of different lengths"):
         released.load_masks(cut, cut)
+
+
+@pytest.mark.parametrize(
+    ("heads", "neurons", "says"),
+    [
+        (
+            torch.ones(3),
+            torch.ones(2, 5),
+            r"head_mask\.pt: expected numbers .*found torch\.float32 \[3\]",
+        ),
+        (torch.ones(2, 3, 1), torch.ones(2, 5), r"head_mask\.pt: expected numbers"),
+        (torch.ones(2, 3, dtype=torch.complex64), torch.ones(2, 5), r"head_mask\.pt: expected numbers .*complex64"),
+        (
+            torch.ones(2, 3).to_sparse(),
+            torch.ones(2, 5),
+            "head_mask.pt is not a readable tensor file: the name torch._utils._rebuild_sparse_tensor",
+        ),
+        (torch.ones(2, 3), torch.ones(3, 5), r"\[?\(?2, 3"),
+        (torch.ones(2, 3), torch.full((2, 5), torch.inf), r"neuron_mask\.pt: NaN or infinite"),
+        ([torch.ones(3), torch.ones(3).int()], torch.ones(2, 5), "rows of different lengths"),
+        ([[1.0, 1.0]], torch.ones(2, 5), "expected a mask tensor, found list"),
+        (1.0, torch.ones(2, 5), "expected a mask tensor, found float"),
+    ],
+)
+def test_masks_that_are_none_are_refused(tmp_path, heads, neurons, says):
+    for name, mask in zip(FILES, (heads, neurons), strict=True):
+        torch.save(mask, tmp_path / name)
+    with pytest.raises(ValueError, match=says):
+        released.load_masks(tmp_path)
+    for path in (None, 5, b"x"):
+        with pytest.raises(ValueError, match="expected a path"):
+            released.load_masks(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.float64])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_masks_of_any_numbers_are_read(tmp_path, dtype, zipped):
+    masks = torch.tensor([[1, 0, 1], [0, 1, 1]]).to(dtype), torch.tensor([[1, 0], [1, 1]]).to(dtype)
+    for name, mask in zip(FILES, masks, strict=True):
+        torch.save(list(mask) if zipped else mask, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    read = released.load_masks(tmp_path)
+    assert read.heads.dtype == torch.float32 and read.equal(Masks(*(mask.float() for mask in masks)))

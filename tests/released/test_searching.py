@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 
 from lfpr import released
-from lfpr.budget import BudgetError
+from lfpr.checks import BudgetError
 from lfpr.cost import LinearCost, MacCost, ParameterCost
 from lfpr.encoder import prunable
 from lfpr.latency.cost import LatencyCost

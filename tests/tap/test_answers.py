@@ -10,7 +10,7 @@ from tap.test_data import ANSWERS, PIECES, SIZES, V, load, write
 from lfpr.paper.pictures.questions import marked, show_questions
 from lfpr.tap.evaluate import answers, evalai, evaluate, predict, write_evalai, write_rrc
 from lfpr.tap.model import TAP, TAPConfig
-from lfpr.tap.text import Answer
+from lfpr.tap.text import Answer, AnswerVocab
 
 STOP, BUS, EOS = ANSWERS.index("stop"), ANSWERS.index("bus"), ANSWERS.index("</s>")
 SAID = [[V, BUS, EOS, V + 1], [STOP, EOS, 0, 0], [V + 3, V, EOS, 0], [V + 1, EOS, 0, 0]]  # the last has no OCR token
@@ -27,10 +27,13 @@ def data(request, tmp_path):
     return load(write(tmp_path, request.param), request.param)
 
 
-class Says:
+class Says(TAP):
     """Stands for a model whose answer to question i is `SAID[i]`."""
 
     device = torch.device("cpu")
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
 
     def generate(self, batch, stop=False):
         said = torch.tensor([SAID[i] for i in batch["index"].tolist()])
@@ -77,6 +80,12 @@ def test_a_real_models_answers_are_its_predictions(data):
         words = [ANSWERS[i] if i < V else tokens[i - V] for i in row]
         assert [word for word, _ in answer.words] == words and answer.text == " ".join(words)
     assert predict(model, data, 2) == answers(logits, batch)
+    for other in (["<pad>", "</s>", "<s>", *ANSWERS[3:]], [*ANSWERS, "more"]):  # indices mean other words there
+        data.vocab = AnswerVocab(other)
+        with pytest.raises(
+            ValueError, match=rf"vocab: {len(other)} words, <s> and </s> at .*the model's has {V}, at 1 and 2"
+        ):
+            predict(model, data, 2)
 
 
 def test_scores_are_the_data_sets_own(data):

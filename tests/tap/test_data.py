@@ -1,5 +1,6 @@
 """TAP's published files: small ones in exactly those layouts, and what happens to bad ones."""
 
+import dataclasses
 import io
 import json
 import os
@@ -15,9 +16,10 @@ from numpy.lib import format as npy
 
 from lfpr.files import DataError
 from lfpr.tap.data import TAPDataset, batches, check
+from lfpr.tap.evaluate import evalai
 from lfpr.tap.layout import LABELS, LAYOUTS, SCORE_SET, Files, InputSizes, info_path, read_imdb
 from lfpr.tap.pickles import load_dict, load_npy
-from lfpr.tap.text import phoc
+from lfpr.tap.text import Answer, phoc
 from lfpr.tap.vectors import HashedNgrams
 
 SIZES = InputSizes(8, 12, 6, num_objects=3, num_ocr=4, feature_size=5, fasttext_size=16, decoding_steps=4)
@@ -429,7 +431,7 @@ BOX = np.zeros((2, 4))
         ("ocr", "_info", {"ocr_tokens": ["a", "b"], "ocr_boxes": BOX[:1]}, "expected 'ocr_boxes'"),
         ("ocr", "_info", {"ocr_tokens": ["a"] * 3, "ocr_boxes": BOX}, "2 rows of features for 3 OCR tokens"),
         ("ocr", "_info", [1, 2], "expected one dict"),
-        ("ocr", "_info", {"ocr_tokens": None, "ocr_boxes": BOX}, "a_info.npy.*not iterable"),
+        ("ocr", "_info", {"ocr_tokens": None, "ocr_boxes": BOX}, "a_info.npy.*expected a list of words"),
         ("objects", "_info", {"objects": [1, 2], "bbox": [[1, 2, 3, 4], [5]]}, "a_info.npy.*inhomogeneous"),
         ("objects", "_info", {"objects": 3, "bbox": BOX}, "a_info.npy.*not iterable"),
     ],
@@ -483,6 +485,208 @@ def test_bad_records(tmp_path, change, says):
     with pytest.raises(DataError, match=says):
         load(root, "textvqa")
     assert "record 2" in check(root, "textvqa", sizes=SIZES)["first_bad"]
+
+
+# ---- what is no data
+
+
+@pytest.mark.parametrize(
+    ("kind", "info", "says"),
+    [
+        ("ocr", {"ocr_tokens": ["a", None]}, r"'ocr_tokens' has None, expected words"),
+        ("ocr", {"ocr_tokens": ["a", 5]}, r"'ocr_tokens' has 5, expected words"),
+        ("ocr", {"ocr_tokens": [b"a", "b"]}, r"'ocr_tokens' has b'a', expected words"),
+        ("ocr", {"ocr_boxes": [[0, 0, 1, 1], [0, 0, np.nan, 1]]}, r"'ocr_boxes' number 1 is \[0.0, 0.0, nan, 0.0"),
+        (
+            "ocr",
+            {"ocr_boxes": [[0, 0, np.inf, 1], [0, 0, 1, 1]]},
+            r"'ocr_boxes' number 0 .*expected numbers from -2 to 3",
+        ),
+        ("ocr", {"ocr_boxes": [[0, 0, 1000, 1], [0, 0, 1, 1]]}, r"'ocr_boxes' number 0 is \[0.0, 0.0, 10.0"),
+        ("ocr", {"ocr_boxes": [[0, -200, 1, 1], [0, 0, 1, 1]]}, r"'ocr_boxes' number 0 is \[0.0, -4.0"),
+        ("ocr", {"ocr_boxes": [[0, 0, 10**400, 1], [0, 0, 1, 1]]}, r"_info.npy.*too large"),
+        ("objects", {"bbox": [[0, 0, np.nan, 1], [0, 0, 1, 1]]}, r"'bbox' number 0"),
+        ("objects", {"objects": [0.5, 1]}, "object class 0.5 is not among"),
+        ("objects", {"objects": [np.nan, 1]}, "object class nan is not among"),
+        ("objects", {"objects": ["cat", "bus"]}, "_info.npy"),
+        ("objects", {"object_tokens": ["cat", None]}, "'object_tokens' has None"),
+    ],
+)
+def test_words_and_boxes_that_are_none_are_refused(tmp_path, kind, info, says):
+    root = write(tmp_path, "textvqa")
+    path = info_path(root / getattr(LAYOUTS["textvqa", "train"], kind) / "sub/a.npy")
+    whole = load_dict(path, "whole")
+    np.save(path, np.array(whole | info, object))
+    with pytest.raises(DataError, match=says):
+        load(root, "textvqa")[0]
+    assert check(root, "textvqa", sizes=SIZES, embed=EMBED)["bad"] == 2  # the questions on this image
+
+
+def test_boxes_may_reach_beyond_the_image(tmp_path):
+    root = write(tmp_path, "textvqa")
+    path = info_path(root / LAYOUTS["textvqa", "train"].ocr / "sub/a.npy")
+    np.save(path, load_dict(path, "whole") | {"ocr_boxes": [[-3, -2, 104, 52], [0, 0, 250, 150]]})
+    assert load(root, "textvqa")[0]["ocr_boxes"][:2].max() == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_width": np.inf},
+        {"image_width": np.nan},
+        {"image_width": -5},
+        {"image_height": True},
+        {"image_height": 10**400},
+        {"question": 5},
+        {"question": None, "question_str": ["a"]},
+        {"question_id": [1]},
+        {"question_id": 1.5},
+        {"question_id": True},
+        {"image_id": {"a": 1}},
+        {"answers": [None] * 10},
+        {"answers": [["a"]] * 10},
+        {"answers": [b"a"] * 10},
+        {"answers": [float("nan")] * 10},
+        {"answers": {"a": 1}},
+        {"answers": np.array(5)},
+        {"feature_path": 5},
+        {"feature_path": np.array(["a", "b"])},
+    ],
+)
+def test_records_that_make_no_sense_are_refused(tmp_path, change):
+    path = tmp_path / "imdb.npy"
+    save_objects(path, [{"version": 1}, rows("textvqa")[0], rows("textvqa")[1] | change], (3,))
+    with pytest.raises(DataError, match=r"imdb\.npy, record 2: "):
+        read_imdb(path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit": -5},
+        {"limit": True},
+        {"limit": 1.5},
+        {"limit": "2"},
+        {"limit": float("nan")},
+        {"indices": ["0"]},
+        {"indices": [0.5]},
+        {"indices": [True]},
+        {"indices": [None]},
+        {"indices": 3},
+        {"indices": "012"},
+        {"indices": {0: 1}},
+        {"indices": torch.zeros(2, 2)},
+        {"targets": "false"},
+        {"targets": 1},
+        {"seed": "1"},
+        {"seed": -1},
+        {"sizes": {"num_ocr": 3}},
+        {"embed": "fasttext"},
+        {"images": []},
+        {"imdb": 5},
+        {"labels": 5},
+        {"labels": [1]},
+        {"text_vocab": [1]},
+        {"answer_vocab": 5},
+        {"image_folder": 5},
+        {"root": None},
+        {"dataset": ["textvqa"]},
+        {"split": None},
+    ],
+)
+def test_bad_options_are_named(tmp_path, options):
+    root = write(tmp_path, "textvqa")
+    with pytest.raises(ValueError, match=next(iter(options))):
+        TAPDataset(**({"root": root, "dataset": "textvqa", "sizes": SIZES, "embed": EMBED} | options))
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path):
+    root = write(tmp_path, "textvqa")
+    assert len(load(root, "textvqa", limit=np.int64(2))) == len(load(root, "textvqa", limit=torch.tensor(2))) == 2
+    for indices in (np.array([2, 0]), torch.tensor([2, 0]), (2.0, 0)):
+        assert [r["question_id"] for r in load(root, "textvqa", indices=indices).records] == [9, 7]
+    data = load(root, "textvqa")
+    assert same(data[[0, 2]], data[torch.tensor([0, 2])])
+    for index in (1.5, None, "0", [0.5], ["0"]):
+        with pytest.raises(ValueError, match="index"):
+            data[index]
+    for options in (
+        {"batch_size": "2"},
+        {"batch_size": 2.5},
+        {"workers": -1},
+        {"drop_last": "no"},
+        {"shuffle_seed": "a"},
+    ):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            batches(**({"dataset": data, "batch_size": 2} | options))
+    with pytest.raises(ValueError, match="limit = -5"):
+        check(root, "textvqa", limit=-5, sizes=SIZES, embed=EMBED)
+
+
+@pytest.mark.parametrize("label", [None, 5, 1.5, {"a": 1}, [0.5], [True], [-1], ["yes"], [None], [[1]], [float("nan")]])
+def test_labels_that_are_no_indices_are_refused(tmp_path, label):
+    root = write(tmp_path, "textvqa")
+    with pytest.raises(DataError, match=r"labels\[7\]"):
+        load(root, "textvqa", targets=True, labels={7: label})
+    (tmp_path / "labels.json").write_text(json.dumps({"7": label}))
+    with pytest.raises(DataError, match=r"labels\.json: the answer to 7"):
+        load(root, "textvqa", targets=True, labels=tmp_path / "labels.json")
+
+
+def test_a_label_is_there_once(root, dataset, tmp_path):
+    (tmp_path / "labels.json").write_text('{"7": "stop", "7": "bus"}')
+    with pytest.raises(DataError, match=r"labels\.json .*'7' is there twice"):
+        load(root, dataset, labels=tmp_path / "labels.json")
+    arrays = load(root, dataset, targets=True, labels={7: torch.tensor([V, 2]), 9: np.array([V + 1])})
+    assert arrays[[0, 1]]["previous"].tolist() == [[1, V, 0, 0], [1, V + 1, 0, 0]]
+
+
+def test_a_question_id_is_there_once(root, dataset):
+    """A submission and labels go by it; scores do not."""
+    made = rows(dataset)
+    made[1]["question_id"] = 7
+    save_objects(root / LAYOUTS[dataset, "train"].imdb, made, (4,))
+    report = check(root, dataset, sizes=SIZES, embed=EMBED)
+    assert report["bad"] == 1 and "question id 7 is there twice" in report["first_bad"]
+    with pytest.raises(DataError, match="question id 7 is there twice, labels are by id"):
+        load(root, dataset, labels={7: "stop"})
+    data = load(root, dataset)
+    with pytest.raises(ValueError, match="question id 7 is there twice, a submission has each once"):
+        evalai([Answer("stop", [])] * 4, data)
+
+
+def test_more_words_than_features_are_refused(root, dataset):
+    boxes = np.tile([[1, 2, 3, 4]], (55, 1))
+    info = {"ocr_tokens": [f"w{i}" for i in range(55)], "ocr_boxes": boxes}
+    save_features(root / LAYOUTS[dataset, "train"].ocr, "b", np.ones((33, 5)), info)
+    sizes = dataclasses.replace(SIZES, num_ocr=50)
+    with pytest.raises(DataError, match="33 rows of features for 50 OCR tokens"):
+        load(root, dataset, sizes=sizes)[2]
+
+
+def test_keys_and_sizes_of_sound_pickles_are_read(tmp_path):
+    """What the careful unpickler looks at, as NumPy writes it."""
+    values = {
+        "keys": {"a": 1, 2: 2, -3: 3, 1.5: 4, None: 5, b"b": 6, np.int64(7): 7, np.float32(0.5): 8, 2**59: 9},
+        "arrays": [np.arange(3, dtype=kind) for kind in ("<i4", ">i4", "f2", "u1", "c16")],
+        "text": [np.array(["a", "béc"]), np.array([b"a", b"bc"]), np.array([[True], [False]])],
+        "scalars": [np.int8(1), np.float64(2.5), np.bool_(True), np.str_("é"), np.complex64(1j)],
+        "order": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "bytes": [b"", b"a\xff", bytearray(b"xy"), bytearray()],
+        "sets": [set(), {1, "a"}, frozenset({2, None})],
+    }
+    for protocol in range(6):
+        array = np.empty((), object)
+        array[...] = values
+        save_objects(tmp_path / "x.npy", pickle.dumps(array, protocol=protocol))
+        read = load_dict(tmp_path / "x.npy", "values")
+        for name, value in values.items():
+            if name in ("arrays", "text", "order"):
+                for one, other in zip(read[name], value, strict=True):
+                    native = other.dtype.newbyteorder("=")  # what NumPy itself makes of most protocols
+                    assert one.dtype in (other.dtype, native) and np.array_equal(one, other)
+            else:
+                assert read[name] == value
 
 
 # --- pickles -------------------------------------------------------------------------------------------------------

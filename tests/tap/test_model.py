@@ -1,6 +1,7 @@
 """TAP against the published implementation's numbers (tests/reference), and its checkpoints."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,24 @@ def test_checkpoint_round_trip_and_errors(tap, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), tap.state_dict().values(), strict=True))
     with pytest.raises(CheckpointError, match=r"classifier.module.weight has shape \[120, 768\].*\[121, 768\]"):
         TAP(TAPConfig(**{**CONFIG.to_dict(), "num_answers": 121})).load_checkpoint(tmp_path / "best.ckpt")
-    with pytest.raises(CheckpointError, match="lacks .* mmt.encoder.layer.2"):
+    with pytest.raises(CheckpointError, match="lacks .* mmt.encoder.layer.2.*; 2 layers in mmt, this TAPConfig has 3"):
         TAP(TAPConfig(**{**CONFIG.to_dict(), "mmt_layers": 3})).load_checkpoint(tmp_path / "best.ckpt")
+    with pytest.raises(CheckpointError, match="best.ckpt: 2 layers in mmt, this TAPConfig has 1"):
+        TAP(TAPConfig(**{**CONFIG.to_dict(), "mmt_layers": 1})).load_checkpoint(tmp_path / "best.ckpt")
+    schedule = {"milestones": Counter({7: 1})}  # as torch's MultiStepLR keeps them
+    torch.save({"model": state, "lr_scheduler": schedule}, tmp_path / "scheduled.ckpt")
+    assert TAP(CONFIG).load_checkpoint(tmp_path / "scheduled.ckpt")
+    torch.save({"model": state | {3: torch.zeros(1)}}, tmp_path / "keys.ckpt")
+    with pytest.raises(CheckpointError, match="keys.ckpt: expected a dict of tensors"):
+        TAP(CONFIG).load_checkpoint(tmp_path / "keys.ckpt")
+    torch.save({"model": state}, tmp_path / "protocol.ckpt", pickle_protocol=5)
+    with pytest.raises(CheckpointError) as refused:
+        TAP(CONFIG).load_checkpoint(tmp_path / "protocol.ckpt")
+    assert "weights_only" not in str(refused.value) or "False" not in str(refused.value)
+    state["module.classifier.module.bias"] = state["module.classifier.module.bias"] * torch.nan
+    torch.save({"model": state}, tmp_path / "nan.ckpt")
+    with pytest.raises(CheckpointError, match="nan.ckpt: classifier.module.bias has NaN or infinite values"):
+        TAP(CONFIG).load_checkpoint(tmp_path / "nan.ckpt")
     with pytest.raises(CheckpointError, match="does not exist"):
         TAP(CONFIG).load_checkpoint(tmp_path / "none.ckpt")
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "best.ckpt").read_bytes()[:100_000])
@@ -113,3 +130,8 @@ def test_config_rejects_what_cannot_be_built():
         TAPConfig(mmt_layers=0)
     with pytest.raises(ValueError, match="no field .*'layers'"):
         TAPConfig.from_dict({"layers": 3})
+    for name in ("mmt_layers", "num_answers", "dropout"):
+        for value in (None, "3", 1.5, True, -1, float("nan")):
+            with pytest.raises(ValueError, match=f"TAPConfig.{name} = "):
+                TAPConfig(**{name: value})
+    assert TAPConfig(mmt_layers=np.int64(2), dropout=0) == TAPConfig(mmt_layers=2, dropout=0)

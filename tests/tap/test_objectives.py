@@ -9,7 +9,7 @@ from lfpr.tap.objectives import decoding_loss, labelled
 
 
 def test_bad_reductions_are_named():
-    with pytest.raises(ValueError, match="reduction = 'max': must be 'mean', 'sum' or 'parts'"):
+    with pytest.raises(ValueError, match=r"reduction = 'max': must be one of \['mean', 'sum', 'parts'\]"):
         decoding_loss(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), torch.ones(1, 1), "max")
 
 

@@ -1,5 +1,6 @@
 """Words in and out of TAP: PHOC parity, word pieces, answers as indices, embeddings."""
 
+import gzip
 import json
 import pickle
 import struct
@@ -105,6 +106,42 @@ def test_word_pieces_refuse_another_vocabulary(tmp_path, lines):
         WordPieces(tmp_path / "absent")
 
 
+def test_a_vocabulary_has_each_word_once_and_padding_first(tmp_path):
+    """An index means a word by its place alone."""
+    for words, says in (
+        ([*SPECIAL, "yes", "no", "yes"], "'yes' is there twice"),
+        (["yes", *SPECIAL], "<pad> first"),
+        ([*SPECIAL, 5], "has words, found 5"),
+        ([*SPECIAL, ["a"]], r"has words, found \['a'\]"),
+        ([], "absent"),
+    ):
+        with pytest.raises(DataError, match=f"words: an answer vocabulary .*{says}"):
+            AnswerVocab(words)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\na\n")
+    with pytest.raises(DataError, match=r"vocab\.txt: a word-piece vocabulary has each word once, 'a' is there twice"):
+        WordPieces(tmp_path)
+
+
+def test_vocabularies_are_text_in_utf_8(tmp_path):
+    path, words = tmp_path / "answers.txt", "\n".join([*SPECIAL, "café"])
+    path.write_bytes(b"\xef\xbb\xbf" + words.replace("\n", "\r\n").encode())  # as Windows writes it
+    assert AnswerVocab(path).words == [*SPECIAL, "café"]
+    for content, says in (
+        (words.encode("latin1"), "is no text in UTF-8"),
+        (words.encode("utf-16"), "is no text in UTF-8"),
+        (gzip.compress(words.encode()), "is no text in UTF-8"),
+        (b"", "absent"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"answers\.txt.*{says}"):
+            AnswerVocab(path)
+    with pytest.raises(DataError, match="is a folder, no file"):
+        AnswerVocab(tmp_path)
+    for source in (None, 5, b"x"):
+        with pytest.raises(ValueError, match="answer vocabulary: expected a path"):
+            AnswerVocab(source)
+
+
 def test_answer_vocab_file(tmp_path):
     path = tmp_path / "answers.txt"
     path.write_text("\n".join([*SPECIAL, "café", "a\u2028b"]) + "\n", encoding="utf-8")
@@ -130,7 +167,7 @@ def answer_targets(answers, ocr_tokens, vocab, num_ocr=100, steps=12, rng=None):
     targets = np.zeros((steps, len(vocab) + num_ocr), np.float32)
     previous, loss_mask = np.zeros(steps, np.int64), np.zeros(steps, np.float32)
     draw = None if rng is None else rng.random()
-    write_targets(spellings(answers, ocr_tokens, vocab), vocab, targets, previous, loss_mask, draw)
+    write_targets(spellings(answers, ocr_tokens, vocab), vocab.bos, vocab.eos, targets, previous, loss_mask, draw)
     return {"targets": targets, "previous": previous, "loss_mask": loss_mask}
 
 
@@ -196,7 +233,7 @@ def test_decode():
     assert decode(np.array([V + 1, S]), ocr, VOCAB) == ("mcdonald's", [("mcdonald", "ocr"), ("'s", "vocabulary")])
     assert decode([VOCAB.eos], ocr, VOCAB) == ("", [])
     assert decode([V + 9], ocr, VOCAB) == ("<pad>", [("<pad>", "ocr")])
-    with pytest.raises(ValueError, match="-1 is no index"):
+    with pytest.raises(ValueError, match=r"predictions: -1 is no index"):
         decode([-1], ocr, VOCAB)
 
 
@@ -205,6 +242,17 @@ def test_label_spellings():
     assert label_spellings([VOCAB.eos], VOCAB, []) == ({VOCAB.eos: 1.0}, [()])
     with pytest.raises(ValueError, match="1 OCR tokens"):
         label_spellings([V + 1], VOCAB, ["a"])
+
+
+@pytest.mark.parametrize("index", [0.5, True, None, "1", -1, float("nan"), [1]])
+def test_what_is_no_index_is_no_word(index):
+    with pytest.raises(ValueError, match="labels"):
+        label_spellings([RED, index], VOCAB, ["a"])
+    with pytest.raises(ValueError, match="predictions"):
+        decode([RED, index], ["a"], VOCAB)
+    for answers in ([VOCAB, index], "yes", None):
+        with pytest.raises(ValueError, match="answers: expected a list of text"):
+            spellings(answers, [], VOCAB)
 
 
 def test_real_answers_are_written_and_score():
@@ -237,8 +285,9 @@ def test_hashed_ngrams():
     assert vectors[0, :3].tolist() == pytest.approx([0.006613, -0.008594, -0.015155], abs=1e-6)
     assert not np.allclose(HashedNgrams(300, seed=1)(words), vectors)
     assert embed([]).shape == (0, 300)
-    with pytest.raises(ValueError, match="dim"):
-        HashedNgrams(0)
+    for dim in (0, 1.5, "300", None, True):
+        with pytest.raises(ValueError, match="dim"):
+            HashedNgrams(dim)
 
 
 def test_fasttext_parity():
@@ -271,3 +320,23 @@ def test_fasttext_refuses_other_files(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"wiki\.en\.bin is not a complete.*{says}.*data/README\.md"):
             FastText(path)
+
+
+def test_fasttext_that_makes_no_sense_is_refused(tmp_path):
+    whole = (HERE / "reference/fasttext.bin").read_bytes()
+    path = tmp_path / "wiki.en.bin"
+    words = whole.index(b"</s>\0")
+    second = whole.index(b"\0", words + 5 + 9)
+    first = whole[words : words + 14]
+    for content, says in (
+        (whole[:8] + struct.pack("<i", 0) + whole[12:], "0 numbers a vector"),
+        (whole[:words] + first + first + whole[second + 10 :], "word 1 of 14 is there twice"),
+        (whole[:words] + b"\0" + whole[words + 5 :], "word 0 of 14 is empty"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"wiki\.en\.bin is not a complete.*{says}"):
+            FastText(path)
+    inputs = whole.index(bytes(1) + struct.pack("<2q", 64, 8)) + 17
+    path.write_bytes(whole[:inputs] + struct.pack("<f", np.nan) * 64 * 8 + whole[inputs + 64 * 8 * 4 :])
+    with pytest.raises(DataError, match=r"wiki\.en\.bin: the vector of 'stop' is NaN or infinite"):
+        FastText(path)(["stop"])

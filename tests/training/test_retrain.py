@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import lfpr
-from lfpr.experiments import tap as stages
+from lfpr import tap as stages
 from lfpr.experiments.runs import Stage
 from lfpr.tap.objectives import labelled
 from lfpr.training.processes import plan, shares
@@ -181,10 +181,10 @@ def test_bfloat16_is_near_float32():
     "change, message",
     [
         ({"settings": {"last_layers": 3}}, "last_layers = 3: the encoder has only 2 layers"),
-        ({"settings": {"last_layers": -1}}, "last_layers = -1: must be at least 0"),
+        ({"settings": {"last_layers": -1}}, "last_layers = -1: must be a whole number of at least 0"),
         ({"settings": {"lr": 0}}, "lr = 0: must be above 0"),
         ({"settings": {"mixed_precision": "fp8"}}, r"mixed_precision = 'fp8': must be one of \['no', 'bf16', 'fp16'\]"),
-        ({"checkpoint_every": 0}, "checkpoint_every = 0: must be at least 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every = 0: must be a whole number of at least 1"),
         ({"score_every": 2}, "score_every = 2: must be above 0 with score, and 0 without"),
         ({"score": float}, "score_every = 0: must be above 0 with score"),
     ],

@@ -16,10 +16,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lfpr.experiments.specs import Way
-from lfpr.paper.labels import BLUE, CONTROLS, RED, about, method_label, score_label, spec_of
-from lfpr.paper.published_numbers import COMPARED, CONSTRAINTS, DOLLARS_PER_HOUR, EXPERIMENT, PUBLISHED, UNPRUNED
+from lfpr.paper.labels import BLUE, CONTROLS, RED, about, dataset, method_label, score_label, spec_of
+from lfpr.paper.published_numbers import (
+    COMPARED,
+    CONSTRAINTS,
+    DOLLARS_PER_HOUR,
+    EXPERIMENT,
+    PUBLISHED,
+    SAL_EXPERIMENTS,
+    SAL_HALVED,
+    UNPRUNED,
+)
 from lfpr.paper.registry import figure, table
-from lfpr.paper.schema import main_method, over_seeds, scores, select
+from lfpr.paper.schema import main_method, of_way, over_seeds, scores, select
 from lfpr.paper.style import DOUBLE, RANGE, REFERENCE, SINGLE, draw_line, shades
 from lfpr.paper.tables import mean_cell, number, text_table
 
@@ -122,8 +131,7 @@ def _bars(results: pd.DataFrame, experiment: str, ways: Mapping[str, Way]) -> Fi
     rows = _every(results, experiment)
     selected, constraints = {}, set()
     for label, (method, variant, retrained) in ways.items():
-        wanted = (rows.method == (method or main_method(rows, experiment))) & (rows.variant == variant)
-        present = rows[wanted & (rows.retrained == retrained)]
+        present = of_way(rows, experiment, (method, variant, retrained))
         if len(present):
             selected[label] = present.assign(label=label)
         if variant or method in CONTROLS:
@@ -194,6 +202,49 @@ def comparison_table(results: pd.DataFrame, experiment: str = EXPERIMENT) -> pd.
             ours = _ours(rows[here & (rows.variant == variant)], unpruned)
             table[f"{100 * constraint:g} %", labels[variant]] = _published(*numbers) | ours
     return text_table(table, ["Kept", "Method"])
+
+
+def _sal_caption(results: pd.DataFrame) -> str:
+    share, points, hours = SAL_HALVED
+    ours = "; ".join(about(results, name) for name in SAL_EXPERIMENTS if (results.experiment == name).any())
+    return (
+        "What was published of SaL (Poh, Chan, Lim, Pattern Recognition Letters 183, 2024, abstract): SaL‡-Base loses "
+        f"less than {points} points with {100 * share:g} % of its parameters, after {hours} GPU hours of ReSt; it does "
+        f"not say on which data set, and which parameters. Beside it, label-free and ReSt by our schedule: {ours}. "
+        "Points below unpruned, pruned and after ReSt, and minutes of it."
+    )
+
+
+@table(
+    "table_comparison_sal",
+    needs=("results",),
+    heading="Against what was published of SaL",
+    caption=_sal_caption,
+    when=lambda results: results.experiment.isin(SAL_EXPERIMENTS).any(),
+)
+def sal_table(results: pd.DataFrame) -> pd.DataFrame:
+    """The abstract's numbers of SaL, and this project's drops beside them, pruned and retrained: a row per share kept
+    at which a model was retrained."""
+    share, points, hours = SAL_HALVED
+    columns = ["Paper: drop", "Paper: GPU hours"]
+    table: dict[float, dict[str, str]] = {share: dict(zip(columns, (f"< {points}", f"{hours}"), strict=True))}
+    for experiment in SAL_EXPERIMENTS:
+        if not (results.experiment == experiment).any():
+            continue
+        unpruned, rows = scores(results, experiment)
+        rows = rows[(rows.method == main_method(rows, experiment)) & (rows.heuristic == "sum")]
+        names = {key: f"{dataset(experiment)}: {what}" for key, what in ((False, "pruned"), (True, "ReSt"))}
+        names["minutes"] = f"{dataset(experiment)}: minutes"
+        columns += names.values()
+        for constraint, group in rows.groupby("constraint"):
+            cells = table.setdefault(constraint, {}) if group.retrained.any() else {}
+            for retrained, some in group.groupby("retrained"):
+                point = next(over_seeds(some).itertuples())
+                spread = f" ± {100 * point.std:.1f}" if point.count > 1 else ""
+                cells[names[retrained]] = number(100 * (unpruned - point.mean), ".1f") + spread
+            cells[names["minutes"]] = number(group.minutes[group.retrained].mean(), ".2f")
+    rows = {(f"{100 * kept:g} %",): table[kept] for kept in sorted(table, reverse=True)}
+    return text_table(rows, ["Kept"], columns)
 
 
 def _published(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -60,15 +61,19 @@ def overview(results: pd.DataFrame) -> Figure:
     """The curves of all experiments side by side, searched by sum of importance: `accuracy` in small, on one scale."""
     curves = {experiment: scores(results, experiment) for experiment in results.experiment.unique()}
     curves = {experiment: (score, rows[rows.heuristic == "sum"]) for experiment, (score, rows) in curves.items()}
-    figure = Figure((DOUBLE, 2.4), layout="constrained")
-    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
-    for panel, (experiment, (unpruned, rows)) in zip(panels, curves.items(), strict=True):
+    height = 1 + (len(curves) > 5)
+    figure = Figure((DOUBLE, 0.6 + 1.8 * height), layout="constrained")
+    panels = figure.subplots(height, math.ceil(len(curves) / height), sharey=True, squeeze=False)
+    for panel in panels.flat[len(curves) :]:
+        panel.remove()
+    for panel, (experiment, (unpruned, rows)) in zip(panels.flat, curves.items(), strict=False):
         draw_curves(panel, rows, unpruned, markersize=3)
         panel.set(title=title(experiment), xlim=(10, 95), xticks=(20, 40, 60, 80), ylim=(0, 100))
         what, *unit = kept_axis(experiment).rsplit(" ", 3)
         panel.set_xlabel(f"{what}\n{' '.join(unit)}")
     metrics = dict.fromkeys(spec_of(experiment).score.rsplit(" ", 1)[-1] for experiment in curves)
-    panels[0].set_ylabel(sentence(f"{' or '.join(metrics)} (%)"))
+    for panel in panels[:, 0]:
+        panel.set_ylabel(sentence(f"{' or '.join(metrics)} (%)"))
     handles = method_handles(pd.concat([rows for _, rows in curves.values()]))
     handles += [handle(False, "Pruned"), handle(True, "Retrained")]
     handles.append(Line2D([], [], **REFERENCE, label="Unpruned"))

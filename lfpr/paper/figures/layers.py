@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lfpr.paper.labels import kept_axis
+from lfpr.paper.labels import kept_axis, layer_axis, layer_names
 from lfpr.paper.registry import figure
 from lfpr.paper.schema import check_once, main_method, select
 from lfpr.paper.style import DOUBLE, REFERENCE, draw_boxes, heat_map, shades
@@ -36,11 +36,14 @@ def kept_per_layer(
     check_once(rows, "layers", [by, "layer"])
     figure = Figure((DOUBLE, 0.9 + 0.24 * rows[by].nunique()), layout="constrained")
     panels = figure.subplots(1, 2)
+    names = layer_names(rows.layer.nunique(), rows.layer[rows.neurons.notna()].nunique())
     for panel, kind in zip(panels, ("heads", "neurons"), strict=True):
-        kept, full = (rows.pivot(index=by, columns="layer", values=name)[::-1] for name in (kind, f"full_{kind}"))
+        there = rows[rows[kind].notna()]  # no FFN is beside a cross-attention
+        kept, full = (there.pivot(index=by, columns="layer", values=name)[::-1] for name in (kind, f"full_{kind}"))
         shares = heat_map(panel, 100 * kept / full, kept.map("{:.0f}".format), "Blues", (0, 100))
         panel.set_yticks(panel.get_yticks(), [f"{key if by == 'percentile' else 100 * key:g}" for key in kept.index])
-        panel.set(xlabel="Layer", ylabel="", title=f"{kind.capitalize()} kept (of {full.max(axis=None):.0f})")
+        panel.set_xticks(panel.get_xticks(), names[: kept.shape[1]])
+        panel.set(xlabel=layer_axis(names), ylabel="", title=f"{kind.capitalize()} kept (of {full.max(axis=None):.0f})")
     *first, last, unit = kept_axis(experiment).split(" ")
     panels[0].set_ylabel(f"{' '.join(first)}\n{last} {unit}" if by == "constraint" else "Percentile\nremoved (%)")
     figure.colorbar(shares, ax=panels, label="Share kept (%)", pad=0.01, aspect=12)
@@ -56,7 +59,7 @@ def kept_per_layer(
 def importance_map(
     importance: pd.DataFrame, experiment: str, method: str | None = None, annotate: bool = True
 ) -> Figure:
-    """log10 of the importance: of every head [L, H] as a heat map, of the neurons sorted within each layer as curves.
+    """log10 of the importance: of every head [A, H] as a heat map, of the neurons sorted within each layer as curves.
 
     A head of importance 0 is a grey cell marked 0; a curve ends where the rest of its layer has importance 0.
     """
@@ -70,18 +73,20 @@ def importance_map(
     heads = select(rows, "importance", kind="head").pivot(index="layer", columns="index", values="log")
     neurons = select(rows, "importance", kind="neuron")
     rank = neurons.groupby("layer").log.rank(ascending=False, method="first")
-    neurons = neurons.assign(rank=rank, layer=neurons.layer + 1).dropna(subset="log")
+    names = layer_names(len(heads), neurons.layer.nunique())
+    neurons = neurons.assign(rank=rank, layer=neurons.layer.map(dict(enumerate(names)))).dropna(subset="log")
     text = heads.map(lambda value: "0" if np.isnan(value) else f"{value:z.1f}".replace("-", "−"))
     figure = Figure((DOUBLE, max(2.3, 0.7 + 0.2 * len(heads))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     cells = heat_map(left, heads, text if annotate else None, "viridis")
-    left.set_yticks(left.get_yticks(), [layer + 1 for layer in heads.index], rotation=0)
-    left.set(xlabel="Head", ylabel="Layer", title="Heads")
+    left.set_yticks(left.get_yticks(), names, rotation=0)
+    left.set(xlabel="Head", ylabel=layer_axis(names), title="Heads")
     figure.colorbar(cells, ax=left, label="log$_{10}$ importance", pad=0.01)
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(heads)))
-    palette = dict(zip(heads.index + 1, colors, strict=True))
+    ffns = names[: rows.layer[rows.kind == "neuron"].nunique()]
+    palette = dict(zip(ffns, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(ffns))), strict=True))
     if len(neurons):
-        sns.lineplot(neurons, x="rank", y="log", hue="layer", palette=palette, legend="full", errorbar=None, ax=right)
+        lines = {"hue": "layer", "hue_order": ffns, "palette": palette, "legend": "full", "errorbar": None}
+        sns.lineplot(neurons, x="rank", y="log", ax=right, **lines)
         sns.move_legend(right, "center left", bbox_to_anchor=(1, 0.5), title="Layer")
     right.grid(True)
     right.set(xlabel="Rank of the neuron in its layer", ylabel="log$_{10}$ importance", title="Neurons")
@@ -103,6 +108,7 @@ def mask_values(values: pd.DataFrame, experiment: str, method: str | None = None
     rows = select(values, "mask_values", experiment=experiment, method=method, seed=seed)
     rows = rows[rows.constraint.notna()]  # searches by threshold have none
     constraints, layers = sorted(rows.constraint.unique()), sorted(rows.layer.unique())
+    names = layer_names(len(layers), rows.layer[rows.kind == "neuron"].nunique())
     groups = {"x": "layer", "y": "value", "hue": "constraint", "hue_order": constraints, "order": layers}
     groups |= {"palette": shades(len(constraints)), "dodge": True}
     figure = Figure((DOUBLE, 3.4), layout="constrained")
@@ -117,10 +123,10 @@ def mask_values(values: pd.DataFrame, experiment: str, method: str | None = None
         for border in np.arange(len(layers) - 1) + 0.5:
             panel.axvline(border, color="0.9", linewidth=0.5, zorder=0)
         panel.set(xlabel="", ylabel=f"Mask value of {kind}s", xlim=(-0.5, len(layers) - 0.5))
-        panel.set_xticks(range(len(layers)), [layer + 1 for layer in layers])
+        panel.set_xticks(range(len(layers)), names)
         panel.tick_params(axis="x", length=0)
-    panels[1].set_xlabel("Layer")
-    names = [Patch(color=c, label=f"{100 * n:g}") for c, n in zip(groups["palette"], constraints, strict=True)]
+    panels[1].set_xlabel(layer_axis(names))
+    handles = [Patch(color=c, label=f"{100 * n:g}") for c, n in zip(groups["palette"], constraints, strict=True)]
     label = "\n".join(kept_axis(experiment).rsplit(" ", 1)[0].split(" "))
-    figure.legend(handles=names, loc="outside right center", title=f"{label} (%)")
+    figure.legend(handles=handles, loc="outside right center", title=f"{label} (%)")
     return figure

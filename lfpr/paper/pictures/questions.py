@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
+from torch.utils.data import Dataset
 
-from lfpr.tap.data import TAPDataset
+from lfpr.reading import read_image
 from lfpr.tap.text import Answer, join
 
 OCR_COLOUR = "#0173b2"
 
 
 def show_questions(
-    data: TAPDataset, indices: Sequence[int], answers: Mapping[str, Sequence] | None = None, columns: int = 4
+    data: Dataset, indices: Sequence[int], answers: Mapping[str, Sequence] | None = None, columns: int = 4
 ) -> Figure:
     """The questions `indices` of `data` with the annotators' most common answer and OCR boxes in blue.
 
@@ -55,8 +55,7 @@ def marked(answer: str | Answer) -> str:
 def _draw(axis: Axes, sample: dict) -> None:
     width, height = sample["image_size"]
     if sample["image"]:
-        with Image.open(sample["image"]) as image:
-            axis.imshow(image.convert("RGB"), extent=(0, width, height, 0))
+        axis.imshow(read_image(sample["image"]), extent=(0, width, height, 0))
     else:
         axis.add_patch(Rectangle((0, 0), width, height, color="0.95"))
     axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal")

@@ -1,4 +1,4 @@
-"""What the notebooks show of a TAP experiment: questions, lengths of answers, decoding steps, answers of models.
+"""What the notebooks show of a TAP or SaL experiment: questions, lengths of answers, decoding steps, answers of models.
 
 `lfpr.paper.pictures.clip` has functions of the same names for CLIP.
 """
@@ -11,13 +11,12 @@ import matplotlib
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import nn
+from torch.utils.data import Dataset
 
 from lfpr.paper.labels import BLUE
 from lfpr.paper.pictures.questions import show_questions
 from lfpr.paper.style import SINGLE, STYLE
-from lfpr.tap.data import TAPDataset
-from lfpr.tap.model import TAP
-from lfpr.tap.objectives import peak_steps
 from lfpr.tap.text import Answer
 
 SHOWN = tuple(range(0, 40, 5))  # four questions share an image: each picture shows another image
@@ -48,11 +47,12 @@ def objective(experiment, seed: int = 0, questions: int = 200) -> Figure:
     """The label-free objective looks at one decoding step: the median of t*, each question's step of highest score."""
     indices = experiment.task.sample("train", questions, seed)
     data = experiment.task.batched(experiment.task.data("train", indices=indices), experiment.settings.score_batch)
+    peak_steps = experiment.task.package.peak_steps
     peaks = torch.cat([peak_steps(experiment.model, batch) for batch in data]).tolist()
-    return _counts({f"t*, of 0 … {experiment.task.config.decoding_steps - 1}": peaks})
+    return _counts({f"t*, of 0 … {experiment.task.decoding_steps - 1}": peaks})
 
 
-def compare(experiment, models: Mapping[str, TAP], questions: int = 400) -> tuple[Figure, dict[str, float]]:
+def compare(experiment, models: Mapping[str, nn.Module], questions: int = 400) -> tuple[Figure, dict[str, float]]:
     """Eight questions with every model's answers, and how often each answers as the first of them does, over many."""
     data = _first(experiment, questions)
     answers = {name: experiment.task.predict(model, data) for name, model in models.items()}
@@ -61,12 +61,12 @@ def compare(experiment, models: Mapping[str, TAP], questions: int = 400) -> tupl
     return _questions(data, answers), same.to_dict()
 
 
-def _first(experiment, questions: int) -> TAPDataset:
+def _first(experiment, questions: int) -> Dataset:
     """The first validation questions."""
     return experiment.task.data("val", limit=min(questions, len(experiment.task.data("val"))))
 
 
-def _questions(data: TAPDataset, answers: Mapping[str, list[Answer]]) -> Figure:
+def _questions(data: Dataset, answers: Mapping[str, list[Answer]]) -> Figure:
     shown = [i for i in SHOWN if i < len(data)]
     return show_questions(data, shown, {name: [given[i] for i in shown] for name, given in answers.items()})
 

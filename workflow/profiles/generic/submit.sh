@@ -4,6 +4,7 @@
 #   qsub -V -d "$PWD" -l nodes=1:ppn="$1",mem="$2"mb "$3"         (PBS)
 #   bsub -n "$1" -R "rusage[mem=$2]" sh "$3" | sed 's/.*<\([0-9]*\)>.*/\1/;q'   (LSF)
 threads=$1 script=$3
+[ -f "$script" ] || script=.snakemake/${3##*/.snakemake/}  # where a shell took a $ of the folder's path for its own
 jobs=.snakemake/submitted
 mkdir -p "$jobs"
 export OMP_NUM_THREADS="$threads"
