@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeVar
@@ -19,26 +19,37 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 T = TypeVar("T")
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = timedelta(days=1)  # how long processes wait for the main one, which also scores and saves
 
 
 class OneProcess:
-    """What training uses of `accelerate.Accelerator`, for one process on `device` in full precision."""
+    """What training uses of `accelerate.Accelerator`, for one process on `device`.
 
-    num_processes, process_index = 1, 0
-    is_main_process, scaler, optimizer_step_was_skipped = True, None, False
-    autocast = staticmethod(nullcontext)
-    clip_grad_norm_ = staticmethod(nn.utils.clip_grad_norm_)
+    An Accelerator's precision is that of the whole Python process: after a Hugging Face `Trainer` in the same notebook,
+    no other could be chosen. This one's is its own.
+    """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    num_processes, process_index, is_main_process = 1, 0, True
+
+    def __init__(self, device: torch.device, mixed_precision: str = "no") -> None:
+        self.device, self.dtype = device, PRECISIONS[mixed_precision]
+        self.scaler = torch.amp.GradScaler(device.type) if self.dtype == torch.float16 else None
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
     def prepare(self, optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        self.optimiser = optimiser
         return optimiser
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def clip_grad_norm_(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+        if self.scaler:
+            self.scaler.unscale_(self.optimiser)
+        return nn.utils.clip_grad_norm_(parameters, most)
 
 
 def processes() -> int:
@@ -47,22 +58,33 @@ def processes() -> int:
 
 
 def find_accelerator(mixed_precision: str, device: torch.device):
-    """An `accelerate.Accelerator`, or `OneProcess` where that does the same. One process trains on `device`.
+    """An `accelerate.Accelerator` if several processes were launched, else `OneProcess`, which trains on `device`.
 
-    Raises `ValueError` for fp16 on a CPU, or if the running Python process has already used another precision, or
-    mixed precision on another kind of device.
+    Raises `ValueError` for fp16 on a CPU, or if several processes have already used another precision.
     """
-    if mixed_precision == "no" and processes() == 1:
-        return OneProcess(device)
-    from accelerate import Accelerator, PartialState
-
     if processes() > 1:
+        from accelerate import Accelerator, PartialState
+
         device = PartialState(timeout=PATIENCE).device
-    elif device.type != "cpu":
-        torch.accelerator.set_device_index(device.index or 0)  # accelerate takes the current one
     if device.type == "cpu" and mixed_precision == "fp16":
         raise ValueError("mixed_precision = 'fp16': needs a GPU; on a CPU there are 'no' and 'bf16'")
+    if processes() == 1:
+        return OneProcess(device, mixed_precision)
     return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
+
+
+def take_step(optimiser: torch.optim.Optimizer, accelerator) -> bool:
+    """A step of what `accelerator` has prepared; False if it was left out, as fp16 does while it looks for a scale."""
+    if not isinstance(accelerator, OneProcess):
+        optimiser.step()
+        return not accelerator.optimizer_step_was_skipped
+    if accelerator.scaler is None:
+        optimiser.step()
+        return True
+    scale = accelerator.scaler.get_scale()
+    accelerator.scaler.step(optimiser)
+    accelerator.scaler.update()
+    return accelerator.scaler.get_scale() >= scale
 
 
 def with_helpers(main: Callable[[Callable[[], None]], T], help: Callable[[], object]) -> T:

@@ -42,7 +42,16 @@ from lfpr.masks import Masks
 from lfpr.modes import evaluating
 from lfpr.progress import bar
 from lfpr.shrink import fold as fold_masks
-from lfpr.training.processes import PRECISIONS, add_gradients, find_accelerator, gather, plan, same_start, shares
+from lfpr.training.processes import (
+    PRECISIONS,
+    add_gradients,
+    find_accelerator,
+    gather,
+    plan,
+    same_start,
+    shares,
+    take_step,
+)
 from lfpr.training.resume import load_checkpoint, random_state, restore_random, save_checkpoint
 
 Loss = Callable[[Any], Tensor | tuple[Tensor, Tensor]]
@@ -273,8 +282,7 @@ class _Training:
         if several:
             add_gradients(self.parameters, accelerator)
         norm = accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
-        self.optimiser.step()
-        if not accelerator.optimizer_step_was_skipped:  # as fp16 does while it looks for a scale
+        if take_step(self.optimiser, accelerator):
             self.schedule.step()
         row = {"iteration": iteration, "loss": shown.item(), "grad_norm": norm.item()}
         now = time.perf_counter()

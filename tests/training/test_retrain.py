@@ -18,7 +18,7 @@ import lfpr
 from lfpr import tap as stages
 from lfpr.experiments.runs import Stage
 from lfpr.tap.objectives import labelled
-from lfpr.training.processes import plan, shares
+from lfpr.training.processes import OneProcess, plan, shares, take_step
 from lfpr.training.resume import FILE
 
 
@@ -177,6 +177,34 @@ def test_bfloat16_is_near_float32():
     assert losses != wanted and losses == pytest.approx(wanted, rel=0.02)
 
 
+def test_precision_is_free_after_a_trainer_has_set_another():
+    from accelerate import Accelerator
+
+    assert Accelerator(cpu=True).mixed_precision == "no"  # as a Trainer in the same notebook leaves it
+    settings = replace(small.SETTINGS, mixed_precision="bf16")
+    assert {
+        value.dtype for value in small.numbers(*small.retrain(small.tap(), settings=settings))["state"].values()
+    } == {torch.float32}
+    assert Accelerator(cpu=True).mixed_precision == "no"
+
+
+def test_fp16_looks_for_a_scale_without_overflow():
+    """A GPU's way, of a GradScaler that works on CPUs as well: the first steps overflow and are left out."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    one = OneProcess(torch.device("cpu"), "fp16")
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    optimiser, taken, norms = one.prepare(torch.optim.SGD([weight], lr=0.1)), [], []
+    while not any(taken):
+        before = weight.detach().clone()
+        optimiser.zero_grad()
+        one.backward((16 * weight).sum())
+        norms.append(one.clip_grad_norm_([weight], 1.0).item())
+        taken.append(take_step(optimiser, one))
+        assert torch.equal(before, weight) != taken[-1]
+    assert taken[0] is False and norms[-1] == pytest.approx(16 * 3**0.5)
+    assert torch.allclose(weight, 1 - 0.1 * torch.ones(3) / 3**0.5)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -293,7 +321,7 @@ def test_folding_can_be_a_step_of_its_own():
 
 def test_one_process_on_a_cpu_needs_no_accelerate():
     code = "import sys, lfpr; lfpr.ReSt(); from lfpr.training.processes import find_accelerator; "
-    code += "find_accelerator('no', 'cpu')\n"
+    code += "from torch import device; find_accelerator('bf16', device('cpu'))\n"
     environment = os.environ | {"PYTHONPATH": str(Path(lfpr.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", f"{code}assert 'accelerate' not in sys.modules"]
     subprocess.run(command, check=True, env=environment, timeout=60)
