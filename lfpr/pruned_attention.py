@@ -7,10 +7,9 @@ decoder, whose cache counts tokens by their keys, and with flex_attention, which
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -54,17 +53,8 @@ def admit_headless(layers: Sequence[LayerParts]) -> None:
             attention = part.module
             if getattr(attention, "has_relative_attention_bias", False) and hasattr(attention, "compute_bias"):
                 attention.register_forward_pre_hook(_place, with_kwargs=True)
-            if getattr(_plain(attention), "_attn_implementation", None) == "flex_attention":
-                from transformers import AttentionInterface
-
-                AttentionInterface.register(NO_HEADS, _no_heads)
-                attention.config = copy.deepcopy(attention.config)
-                _plain(attention)._attn_implementation = NO_HEADS
-
-
-def _plain(attention: nn.Module) -> Any:
-    config = getattr(attention, "config", None)
-    return config.config if isinstance(config, _KeptConfig) else config
+            if getattr(getattr(attention, "config", None), "_attn_implementation", None):
+                attention.config = _HeadlessConfig(attention.config)
 
 
 def _no_heads(module: nn.Module, query: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
@@ -121,8 +111,9 @@ def _take_arguments(names: tuple[str, ...], attention: nn.Module, args: tuple, k
     return bound.args, bound.kwargs
 
 
-class _KeptConfig:
-    """The configuration of an attention, as that is now, whose implementation takes the biases of the kept heads."""
+class _LiveConfig:
+    """The configuration of an attention, as that is now, but for the implementation: the model's may be changed after
+    pruning."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -132,15 +123,32 @@ class _KeptConfig:
             raise AttributeError(name)
         return getattr(self.config, name)
 
+
+class _KeptConfig(_LiveConfig):
+    """Its implementation takes the biases of the kept heads."""
+
     @property
     def _attn_implementation(self) -> str:
-        from transformers import AttentionInterface
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         name = f"{self.config._attn_implementation}{KEPT}"
-        if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-            AttentionInterface.register(name, partial(_attend, self.config._attn_implementation))
-        return name
+        return _registered(name, partial(_attend, self.config._attn_implementation))
+
+
+class _HeadlessConfig(_LiveConfig):
+    """Its implementation admits no heads."""
+
+    @property
+    def _attn_implementation(self) -> str:
+        name = self.config._attn_implementation
+        return _registered(NO_HEADS, _no_heads) if name.startswith("flex_attention") else name
+
+
+def _registered(name: str, function: Callable) -> str:
+    from transformers import AttentionInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, function)
+    return name
 
 
 def _attend(

@@ -268,6 +268,22 @@ def test_flex_attention_runs_without_heads(bert):
     assert bert.config._attn_implementation == pruned.config._attn_implementation == "flex_attention"
 
 
+def test_a_model_without_some_heads_may_change_its_attention(bert, tmp_path):
+    """The implementation is the model's, now: one chosen after pruning, loading or copying counts."""
+    pruned = shrink(bert, small.random_masks(prunable(bert), 1))
+    with torch.no_grad():
+        expected = small.forward(pruned, BATCH)
+    lfpr.save_pruned(pruned, tmp_path)
+    for model in (pruned, lfpr.load_pruned(tmp_path), copy.deepcopy(pruned)):
+        assert 0 in prunable(model).heads_per_layer
+        for name in ("flex_attention", "eager", "sdpa", "flex_attention"):
+            model.set_attn_implementation(name)
+            with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                warnings.simplefilter("ignore")
+                torch.testing.assert_close(small.forward(model, BATCH), expected, rtol=1e-4, atol=1e-4)
+            assert model.config._attn_implementation == name
+
+
 # ---- refused by name
 
 
