@@ -275,10 +275,14 @@ class Task(ABC):
         """Scores of a model on the validation data, in 0 … 1, by the columns of `spec.metrics`; `questions`: of how
         many samples."""
 
+    def measure(self, model: nn.Module, folder: Path) -> dict[str, Any]:
+        """`evaluate`, and in `folder`, its stage's, what the scores are of, if the task keeps that; by default not."""
+        return self.evaluate(model)
+
     def save(self, model: nn.Module, folder: Path) -> dict[str, Any]:
         """Save a pruned model in `folder/model`; its size and scores."""
         save_pruned(model.eval(), folder / "model")
-        return self.describe(model) | self.evaluate(model)
+        return self.describe(model) | self.measure(model, folder)
 
     def save_retrained(self, model: nn.Module, masks: Masks, folder: Path) -> dict[str, Any]:
         """Save in `folder` what only a retrained model has, beside `save`; numbers about it. Nothing by default."""
