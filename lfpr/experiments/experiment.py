@@ -32,7 +32,6 @@ from lfpr.reconstruct import Refit, reconstruct
 from lfpr.released import rescale as released_rescale
 from lfpr.released.masks import mask_files
 from lfpr.rescale import Rescaled, rescale
-from lfpr.save import load_pruned
 from lfpr.search import search, search_proportional, search_threshold
 from lfpr.shrink import fold, shrink, verify_equivalent
 from lfpr.steps import prune_in_steps
@@ -345,8 +344,8 @@ class Experiment:
         return self.runs.load("prune", self._key("prune", cell))
 
     def load(self, stage: Stage) -> nn.Module:
-        """The model of a `prune` or `retrain` stage, on the device."""
-        return load_pruned(stage.folder / "model", self.device)
+        """The model of a stage `prune` or `retrain`, on the device; of `baseline`, the unpruned one."""
+        return self.task.load(stage)
 
     def training(self, student: nn.Module, cell: Cell | None = None) -> dict[str, Any]:
         """Arguments of `lfpr.retrain(student, ...)` for this cell; seeds torch's random numbers by the cell."""

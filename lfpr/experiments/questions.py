@@ -34,7 +34,7 @@ from lfpr.files import CheckpointError, Located, locate, shipped, write_json
 from lfpr.masks import Masks
 from lfpr.progress import bar
 from lfpr.released import load_masks
-from lfpr.save import load_pruned, save_delta
+from lfpr.save import save_delta
 from lfpr.tap.evaluate import check_answered, score, write_evalai, write_rrc
 from lfpr.tap.text import Answer
 from lfpr.training.processes import PRECISIONS
@@ -405,8 +405,7 @@ class QuestionTask(Task):
         was scored with, or given again, where an earlier version kept none."""
         if (file := stage.folder / ANSWERS).is_file():
             return [Answer(text, list(map(tuple, words))) for text, words in json.loads(file.read_bytes())]
-        pruned = stage.folder / "model"
-        return self.answer(load_pruned(pruned, self.device) if pruned.is_dir() else self.model, data)
+        return self.answer(self.load(stage), data)
 
     def answer(self, model: nn.Module, data: Dataset) -> list[Answer]:
         """`predict`, of the validation questions."""

@@ -25,7 +25,7 @@ from lfpr.files import Located, missing
 from lfpr.gradients import MaskGradients
 from lfpr.masks import Masks
 from lfpr.rescale import STEP_SIZES
-from lfpr.save import save_pruned
+from lfpr.save import load_pruned, save_pruned
 
 Batch = Any
 
@@ -260,6 +260,12 @@ class Task(ABC):
     @abstractmethod
     def training(self, student: nn.Module, cell: Cell) -> dict[str, Any]:
         """Arguments of `lfpr.retrain(student, ...)`: encoder, heads, batches, loss, settings and options."""
+
+    def load(self, stage: Stage) -> nn.Module:
+        """The model of a stage "prune" or "retrain", on the device; of "baseline", the unpruned one."""
+        if stage.folder.parent.name == "baseline":
+            return self.model
+        return load_pruned(stage.folder / "model", self.device)
 
     # ---- scores
 

@@ -35,7 +35,7 @@ def show_questions(
         axis.set_axis_off()
     for number, (axis, index) in enumerate(zip(axes.flat, indices, strict=False)):
         sample = data.sample(index)
-        _draw(axis, sample)
+        draw_question(axis, sample)
         people = max(sample["answers"], key=sample["answers"].count) if sample["answers"] else "–"
         said = {"people": people} | {who: marked(given[number]) for who, given in (answers or {}).items()}
         text = textwrap.fill(sample["question"], 34) + "".join(f"\n{who}: {answer}" for who, answer in said.items())
@@ -52,7 +52,8 @@ def marked(answer: str | Answer) -> str:
     return join(f"[{word}]" if source == "ocr" else word for word, source in answer.words)
 
 
-def _draw(axis: Axes, sample: dict) -> None:
+def draw_question(axis: Axes, sample: dict) -> None:
+    """The image of a question (`data.sample`) with its OCR boxes; the boxes and their tokens, if it is not on disk."""
     width, height = sample["image_size"]
     if sample["image"]:
         axis.imshow(read_image(sample["image"]), extent=(0, width, height, 0))
