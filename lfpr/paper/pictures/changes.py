@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch.utils.data import Dataset
 
-from lfpr.paper.labels import BLUE, ORANGE, RED, SKY, WAYS, sentence
+from lfpr.paper.labels import BLUE, ORANGE, RED, SKY, WAYS, Look, sentence
 from lfpr.paper.pictures.questions import draw_question, marked
 from lfpr.paper.style import DOUBLE, STYLE
 from lfpr.tap.evaluate import METRICS
@@ -26,7 +28,7 @@ LOOKS = {True: BLUE, False: RED}  # of answers: right, wrong
 SAME = "same"
 CLOSED = ("is", "are", "was", "were", "do", "does", "did", "can", "could", "has", "have", "will", "would", "should")
 OPEN = ("what", "which", "how")  # which ask for something that their next word says
-KINDS = 12  # shown by themselves; all others are one
+KINDS, ALL = 12, "all"  # kinds that are shown by themselves, others as one; and what stands for all questions
 
 
 def kind_of(record: Mapping) -> str:
@@ -69,42 +71,53 @@ def changed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_changes(
-    data: Dataset, table: pd.DataFrame, answers: Mapping[str, Sequence[Answer]], columns: int = 4
+    data: Dataset,
+    table: pd.DataFrame,
+    answers: Mapping[str, Sequence[Answer]],
+    columns: int = 4,
+    render: Callable[[dict], Image.Image | None] = lambda sample: None,
 ) -> Figure:
     """The first rows of `changed` by what changed, each of another image: image, question, what the models say, and
-    what people accept, with how many did. answers: model -> an answer per question of `data`, words from the image in
-    [brackets], coloured if right or wrong."""
+    what people accept, with how many did.
+
+    answers: model -> an answer per question of `data`, words from the image in [brackets]. render: a sample's image
+    (`data.sample`) where there is no file of it; without any its OCR boxes are shown.
+    """
     kinds = [kind for kind in CHANGES if (table.change == kind).any()]
     images = pd.Series({i: data.records[i]["image_id"] for i in table.index}, dtype=object)
+    side, gap, head, foot = 1.95, 0.25, 0.3, 0.95  # inches: of an image, beside it, above it, and the text below it
+    width, height = columns * (side + gap), max(1, len(kinds)) * (head + side + foot)
     with matplotlib.rc_context(STYLE):
-        figure = Figure((DOUBLE * 1.25, 0.2 + 3.1 * len(kinds)), layout="constrained")
-        parts = figure.subfigures(max(1, len(kinds)), squeeze=False).flat
-        for part, kind in zip(parts, kinds, strict=False):
+        figure = Figure((width, height))
+        for number, kind in enumerate(kinds):
             rows = table[table.change == kind]
-            part.suptitle(f"{sentence(kind)}: {len(rows):,}", x=0.01, ha="left", weight="bold", color=CHANGES[kind])
-            panels = part.subplots(1, columns)
-            for panel in panels:
+            top = height - number * (head + side + foot)
+            title = f"{sentence(kind)}: {len(rows):,} questions"
+            looks = {"weight": "bold", "color": CHANGES[kind], "fontsize": 9, "va": "top"}
+            figure.text(gap / 2 / width, (top - 0.08) / height, title, **looks)
+            shown = rows[~images[rows.index].duplicated()].head(columns)
+            for column, row in enumerate(shown.itertuples()):
+                left, bottom = gap / 2 + column * (side + gap), top - head - side
+                panel = figure.add_axes((left / width, bottom / height, side / width, side / height), anchor="SW")
                 panel.set_axis_off()
-            shown = rows[~images[rows.index].duplicated()]
-            for panel, row in zip(panels, shown.itertuples(), strict=False):
                 sample = data.sample(row.Index)
-                draw_question(panel, sample)
-                accepted = ", ".join(f"{text} × {n}" for text, n in Counter(sample["answers"]).most_common(3))
-                said = zip(answers.items(), (row.score_before, row.score_after), strict=True)
-                lines = [(sample["question"], "0.1")]
-                for (who, own), score in said:
-                    lines.append(
-                        (f"{who}: {marked(own[row.Index])} {'✓' if score >= RIGHT else '✗'}", LOOKS[score >= RIGHT])
-                    )
-                _write(panel, [*lines, (f"accepted: {accepted}", "0.4")])
+                draw_question(panel, sample | {"image": sample["image"] or render(sample)})
+                said = {name: own[row.Index] for name, own in answers.items()}
+                _caption(panel, sample, said, (row.score_before, row.score_after))
     return figure
 
 
-def _write(panel, lines: Sequence[tuple[str, str]], width: int = 36) -> None:
-    """Lines of text and their colours below a panel."""
-    wrapped = [(part, color) for text, color in lines for part in textwrap.wrap(text, width, max_lines=3)]
-    for number, (text, color) in enumerate(wrapped):
-        place = {"xycoords": "axes fraction", "textcoords": "offset points", "xytext": (0, -4 - 8.5 * number)}
+def _caption(panel: Axes, sample: dict, said: Mapping[str, Answer], scores: Sequence[float], width: int = 37) -> None:
+    """Question, what models say, marked as right or wrong, and what people accept, below a panel; no more lines than
+    there is room for."""
+    accepted = ", ".join(f"{text} × {count}" for text, count in Counter(sample["answers"]).most_common(3))
+    lines = [(line, "0.1") for line in textwrap.wrap(sample["question"], width, max_lines=2)]
+    for (name, answer), score in zip(said.items(), scores, strict=True):
+        text = textwrap.shorten(f"{name}: {marked(answer)}", width - 2, placeholder=" …")
+        lines.append((f"{text} {'✓' if score >= RIGHT else '✗'}", LOOKS[score >= RIGHT]))
+    lines += [(line, "0.4") for line in textwrap.wrap(f"accepted: {accepted}", width, max_lines=2)]
+    for number, (text, color) in enumerate(lines):
+        place = {"xycoords": "axes fraction", "textcoords": "offset points", "xytext": (0, -4 - 9.5 * number)}
         panel.annotate(text, (0, 0), va="top", fontsize=7, color=color, parse_math=False, **place)
 
 
@@ -116,36 +129,43 @@ def show_kinds(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """
     first = next(iter(tables.values()))
     many = first.kind.value_counts().index[:KINDS]
-    kinds = first.kind.where(first.kind.isin(many), "other")
+    kinds = pd.concat([first.kind.where(first.kind.isin(many), "other"), first.kind.map(lambda _: ALL)])
     counts = kinds.value_counts()
-    lost = (first.score_before - first.score_after).groupby(kinds).mean()
-    order = lost.sort_values(kind="stable").index
+
+    def by_kind(scores: pd.Series) -> pd.Series:
+        return 100 * pd.concat([scores, scores]).groupby(kinds.to_numpy()).mean()
+
+    lost = by_kind(first.score_before - first.score_after).drop(ALL)
+    order = [*lost.sort_values(kind="stable").index, ALL]
+    means = {"unpruned": first.score_before} | {name: table.score_after for name, table in tables.items()}
+    means = pd.DataFrame({name: by_kind(scores)[order] for name, scores in means.items()})
     with matplotlib.rc_context(STYLE):
         figure = Figure((DOUBLE, 0.9 + 0.2 * len(order)), layout="constrained")
         panel, *others = figure.subplots(1, 1 + len(tables), sharey=True, width_ratios=[1.3, *[1] * len(tables)])
         places = range(len(order))
-        means = {"unpruned": first.score_before} | {name: table.score_after for name, table in tables.items()}
-        means = {name: 100 * scores.groupby(kinds).mean()[order] for name, scores in means.items()}
-        panel.hlines(places, pd.DataFrame(means).min(axis=1), pd.DataFrame(means).max(axis=1), color="0.85", lw=2)
+        panel.hlines(places, means.min(axis=1), means.max(axis=1), color="0.85", lw=2)
         for name, scores in means.items():
-            look = WAYS.get(sentence(name))
-            color, marker = ("0.1", "D") if look is None else look[1:]
-            panel.plot(scores, places, marker, color=color, label=sentence(name), clip_on=False, zorder=3)
+            look = WAYS.get(sentence(name), Look(name, "0.1", "D"))
+            panel.plot(scores, places, look.marker, color=look.color, label=sentence(name), clip_on=False, zorder=3)
         panel.set(xlabel="Accuracy (%)", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))
         panel.set_yticks(places, [f"{kind} ({counts[kind]:,})" for kind in order])
-        panel.grid(True, axis="x")
         for other, (name, table) in zip(others, tables.items(), strict=True):
-            shares = 100 * pd.crosstab(kinds, table.change, normalize="index").reindex(order, columns=list(CHANGES))
-            shares = shares.fillna(0)
-            left = pd.Series(0.0, order)
+            changes = pd.concat([table.change, table.change]).to_numpy()
+            found = pd.crosstab(kinds.to_numpy(), changes).reindex(order, columns=list(CHANGES), fill_value=0)
+            shares = 100 * found.div(counts[order], axis=0)
+            before = shares.cumsum(axis=1) - shares
             for change, color in CHANGES.items():
-                other.barh(places, shares[change], left=left, color=color, height=0.75, label=sentence(change))
-                left += shares[change]
+                looks = {"left": before[change], "color": color, "height": 0.8, "label": sentence(change)}
+                bars = other.barh(places, shares[change], **looks)
+                numbers = [f"{n}" if share >= 6 else "" for n, share in zip(found[change], shares[change], strict=True)]
+                other.bar_label(bars, numbers, label_type="center", fontsize=5.5, color="white")
             other.set(xlabel="Answers that changed (%)", title=f"Unpruned → {name}")
-            other.grid(True, axis="x")
-        top = max(other.get_xlim()[1] for other in others)
+        top = max(5, *(other.get_xlim()[1] for other in others))
         for other in others:
             other.set_xlim(0, top)
-        figure.legend(*panel.get_legend_handles_labels(), loc="outside lower left", ncols=len(means))
+        for each in (panel, *others):
+            each.grid(True, axis="x")
+            each.tick_params(axis="y", length=0)
+        figure.legend(*panel.get_legend_handles_labels(), loc="outside lower left", ncols=len(means.columns))
         figure.legend(*others[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure

@@ -118,7 +118,7 @@ def changes(experiment, stages: Mapping[str, Stage]) -> tuple[pd.DataFrame, Figu
     table = table[table.change != ""].assign(far=-(before - after).abs()).sort_values(["change", "far"], kind="stable")
     data = _validation(experiment)
     captions = {pair.caption_id: pair.text.strip() for pair in data.pairs}
-    ids = task.reference.texts.caption_id[table.index.to_numpy()].tolist()
+    ids = task.reference.texts.caption_id[table.index.tolist()].tolist()
     table.insert(1, "caption", [captions[caption] for caption in ids])
     table = table.drop(columns="far")
     return table, _moved(experiment, data, table, features)
@@ -140,7 +140,7 @@ def kinds(experiment, stages: Mapping[str, Stage]) -> Figure:
             shares = counts.div(counts.sum(axis=1), axis=0).mul(100).set_axis(range(len(PLACES)), axis=1)
             mesh = heat_map(panel, shares, counts.map("{:,}".format), "Blues", (0, 100))
             panel.set_xticks(panel.get_xticks(), PLACES)
-            panel.set(xlabel=f"Place of the image: {name}", aspect="equal")
+            panel.set(xlabel=f"Place of the image: {name}", ylabel="", aspect="equal")
         totals = counts.sum(axis=1)
         panels[0].set_yticks(panels[0].get_yticks(), [f"{place} ({totals[place]:,})" for place in PLACES])
         panels[0].set_ylabel(f"Place of the image: {first}")
@@ -178,8 +178,8 @@ def _moved(experiment, data: COCOCaptions, table: pd.DataFrame, features: Mappin
                 texts = reference.texts.features[row.Index, None]
                 found = best_images(features[wrong], texts, 2)[0].tolist()
                 other = next(image for image in found if image != own)  # where both score alike, too
-                place = getattr(row, wrong)
-                labels = {own: f"{right}: right", other: f"{wrong}:\nright one at {place:,}"}
+                place = table.loc[row.Index, wrong]
+                labels = {own: f"looked for,\nfound by {right}", other: f"found by {wrong}:\nright one at {place:,}"}
                 for panel, (image, label) in zip(query.subplots(1, 2), labels.items(), strict=True):
                     pair = pairs[ids[image]]
                     panel.imshow(read_image(data.file(pair), pair.image_id))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -53,10 +54,12 @@ def marked(answer: str | Answer) -> str:
 
 
 def draw_question(axis: Axes, sample: dict) -> None:
-    """The image of a question (`data.sample`) with its OCR boxes; the boxes and their tokens, if it is not on disk."""
+    """A question (`data.sample`): its "image", a file or what was read of one, with OCR boxes; without any the boxes
+    and their tokens."""
     width, height = sample["image_size"]
     if sample["image"]:
-        axis.imshow(read_image(sample["image"]), extent=(0, width, height, 0))
+        image = read_image(sample["image"]) if isinstance(sample["image"], Path) else sample["image"]
+        axis.imshow(image, extent=(0, width, height, 0))
     else:
         axis.add_patch(Rectangle((0, 0), width, height, color="0.95"))
     axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal")

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from lfpr.experiments.runs import Stage
+from lfpr.mini.datasets import draw
 from lfpr.paper.labels import BLUE
 from lfpr.paper.pictures.changes import changed, compare_answers, show_changes, show_kinds
 from lfpr.paper.pictures.questions import show_questions
@@ -69,7 +70,8 @@ def changes(experiment, stages: Mapping[str, Stage]) -> tuple[pd.DataFrame, Figu
     data = experiment.task.validation()
     answers = {name: experiment.task.answers(stage, data) for name, stage in list(stages.items())[:2]}
     table = changed(compare_answers(data, *answers.values()))
-    return table, show_changes(data, table, answers)
+    render = (lambda sample: draw(sample["image_id"])) if experiment.profile == "mini" else (lambda sample: None)
+    return table, show_changes(data, table, answers, render=render)
 
 
 def kinds(experiment, stages: Mapping[str, Stage]) -> Figure:
