@@ -89,8 +89,14 @@ def kinds(experiment: Experiment, stages: Mapping[str, Stage]) -> Figure:
         for number, (name, near) in enumerate(others):
             kept = (near[:, :, None] == first[1][:, None]).any(-1).sum(1).bincount(minlength=k + 1)
             width = 0.8 / len(others)
-            places = torch.arange(k + 1) + width * (number - (len(others) - 1) / 2)
-            panel.bar(places, kept, width, color=(BLUE, ORANGE)[number], label=name)
+            shift = width * (number - (len(others) - 1) / 2)
+            panel.bar(
+                [place + shift for place in range(k + 1)],
+                kept.tolist(),
+                width,
+                color=(BLUE, ORANGE)[number],
+                label=name,
+            )
         panel.set(xlabel=f"Of the {k} nearest neighbours, kept", ylabel="Texts", xticks=range(k + 1))
         panel.legend()
     return figure
