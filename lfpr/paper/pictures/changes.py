@@ -142,30 +142,40 @@ def show_kinds(tables: Mapping[str, pd.DataFrame]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure((DOUBLE, 0.9 + 0.2 * len(order)), layout="constrained")
         panel, *others = figure.subplots(1, 1 + len(tables), sharey=True, width_ratios=[1.3, *[1] * len(tables)])
-        places = range(len(order))
-        panel.hlines(places, means.min(axis=1), means.max(axis=1), color="0.85", lw=2)
-        for name, scores in means.items():
-            look = WAYS.get(sentence(name), Look(name, "0.1", "D"))
-            panel.plot(scores, places, look.marker, color=look.color, label=sentence(name), clip_on=False, zorder=3)
-        panel.set(xlabel="Accuracy (%)", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))
-        panel.set_yticks(places, [f"{kind} ({counts[kind]:,})" for kind in order])
+        _draw_scores(panel, means)
+        panel.set_yticks(range(len(order)), [f"{kind} ({counts[kind]:,})" for kind in order])
         for other, (name, table) in zip(others, tables.items(), strict=True):
             changes = pd.concat([table.change, table.change]).to_numpy()
             found = pd.crosstab(kinds.to_numpy(), changes).reindex(order, columns=list(CHANGES), fill_value=0)
-            shares = 100 * found.div(counts[order], axis=0)
-            before = shares.cumsum(axis=1) - shares
-            for change, color in CHANGES.items():
-                looks = {"left": before[change], "color": color, "height": 0.8, "label": sentence(change)}
-                bars = other.barh(places, shares[change], **looks)
-                numbers = [f"{n}" if share >= 6 else "" for n, share in zip(found[change], shares[change], strict=True)]
-                other.bar_label(bars, numbers, label_type="center", fontsize=5.5, color="white")
-            other.set(xlabel="Answers that changed (%)", title=f"Unpruned → {name}")
+            _draw_changes(other, found, counts[order])
+            other.set_title(f"Unpruned → {name}")
         top = max(5, *(other.get_xlim()[1] for other in others))
-        for other in others:
-            other.set_xlim(0, top)
         for each in (panel, *others):
+            each.set_xlim(0, 100 if each is panel else top)
             each.grid(True, axis="x")
             each.tick_params(axis="y", length=0)
         figure.legend(*panel.get_legend_handles_labels(), loc="outside lower left", ncols=len(means.columns))
         figure.legend(*others[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
+
+
+def _draw_scores(panel: Axes, means: pd.DataFrame) -> None:
+    """A row of points per kind, one for every model (columns of `means`, in per cent), and a line that joins them."""
+    places = range(len(means))
+    panel.hlines(places, means.min(axis=1), means.max(axis=1), color="0.85", lw=2)
+    for name, scores in means.items():
+        look = WAYS.get(sentence(name), Look(name, "0.1", "D"))
+        panel.plot(scores, places, look.marker, color=look.color, label=sentence(name), clip_on=False, zorder=3)
+    panel.set(xlabel="Accuracy (%)", ylim=(-0.6, len(means) - 0.4))
+
+
+def _draw_changes(panel: Axes, found: pd.DataFrame, counts: pd.Series) -> None:
+    """A bar per kind of the shares of its questions that changed, how many written where there is room."""
+    shares = 100 * found.div(counts, axis=0)
+    before = shares.cumsum(axis=1) - shares
+    for change, color in CHANGES.items():
+        looks = {"left": before[change], "color": color, "height": 0.8, "label": sentence(change)}
+        bars = panel.barh(range(len(found)), shares[change], **looks)
+        numbers = [f"{n:,}" if share >= 6 else "" for n, share in zip(found[change], shares[change], strict=True)]
+        panel.bar_label(bars, numbers, label_type="center", fontsize=5.5, color="white")
+    panel.set_xlabel("Answers that changed (%)")
