@@ -92,7 +92,7 @@ def show_changes(
         for number, kind in enumerate(kinds):
             rows = table[table.change == kind]
             top = height - number * (head + side + foot)
-            title = f"{sentence(kind)}: {len(rows):,} questions"
+            title = f"{sentence(kind)}: {len(rows):,} question{'s' * (len(rows) != 1)}"
             looks = {"weight": "bold", "color": CHANGES[kind], "fontsize": 9, "va": "top"}
             figure.text(gap / 2 / width, (top - 0.08) / height, title, **looks)
             shown = rows[~images[rows.index].duplicated()].head(columns)
@@ -110,10 +110,10 @@ def show_changes(
 def _caption(panel: Axes, sample: dict, said: Mapping[str, Answer], scores: Sequence[float], width: int = 37) -> None:
     """Question, what models say, marked as right or wrong, and what people accept, below a panel; no more lines than
     there is room for."""
-    accepted = ", ".join(f"{text} × {count}" for text, count in Counter(sample["answers"]).most_common(3))
+    accepted = ", ".join(f"{text}\u00a0×\u00a0{count}" for text, count in Counter(sample["answers"]).most_common(3))
     lines = [(line, "0.1") for line in textwrap.wrap(sample["question"], width, max_lines=2)]
     for (name, answer), score in zip(said.items(), scores, strict=True):
-        text = textwrap.shorten(f"{name}: {marked(answer)}", width - 2, placeholder=" …")
+        text = textwrap.shorten(f"{name}: {marked(answer) or '–'}", width - 2, placeholder=" …")
         lines.append((f"{text} {'✓' if score >= RIGHT else '✗'}", LOOKS[score >= RIGHT]))
     lines += [(line, "0.4") for line in textwrap.wrap(f"accepted: {accepted}", width, max_lines=2)]
     for number, (text, color) in enumerate(lines):
