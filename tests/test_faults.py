@@ -128,7 +128,7 @@ FAULTS = [
     ("lfpr.training.resume:torch.save", 1, faulty.fill_disk),
     ("lfpr.training.resume:torch.save", 1, faulty.kill_half_written),
     ("lfpr.training.retrain:_Training.step", 3, faulty.kill),  # after the second one
-    ("lfpr.experiments.tap:TAPTask.evaluate", 1, faulty.fill_disk),
+    ("lfpr.experiments.tap:TAPTask.answer", 1, faulty.fill_disk),
     ("lfpr.experiments.runs:shutil.rmtree", 0, faulty.kill_at_checkpoint),
 ]
 

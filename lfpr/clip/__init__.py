@@ -18,6 +18,7 @@ from lfpr.clip.retrieval import (
     encode_texts,
     image_speedup,
     match,
+    ranks,
     recall,
     vision_cost,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "label_free",
     "loader",
     "match",
+    "ranks",
     "recall",
     "text_features",
     "vision_cost",

@@ -114,9 +114,18 @@ def recall(
     but can be found. Raises ValueError for other shapes or values.
     """
     k, (images, texts, pairs) = _counts(k), _checked(image_features, text_features, pairs)
-    text_ranks = torch.cat([rank for _, _, rank in _ranks(images, texts, pairs)])
     image_ranks = _image_ranks(images, texts, pairs)
-    return _at(k, text_ranks) | _at(k, image_ranks, "i2t_")
+    return _at(k, _text_ranks(images, texts, pairs)) | _at(k, image_ranks, "i2t_")
+
+
+def ranks(image_features: Tensor, text_features: Tensor, pairs: Tensor | None = None) -> Tensor:
+    """For each text, how many other images score at least as its own: int64 [T], 0 where it is found first. Arguments
+    and errors as of `recall`."""
+    return _text_ranks(*_checked(image_features, text_features, pairs))
+
+
+def _text_ranks(images: Tensor, texts: Tensor, pairs: Tensor) -> Tensor:
+    return torch.cat([rank for _, _, rank in _ranks(images, texts, pairs)])
 
 
 def _checked(images: Tensor, texts: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,7 +51,7 @@ from lfpr.masks import Masks
 from lfpr.mini.coco import write_coco
 from lfpr.released.clip import BATCH, SENSITIVITY_FIRST, draw, save_clip
 from lfpr.released.masks import outputs, save_head_mask, save_masks
-from lfpr.save import save_pruned, without_progress_bar
+from lfpr.save import without_progress_bar
 from lfpr.training.retrain import ReSt
 
 if TYPE_CHECKING:
@@ -519,14 +519,19 @@ class CLIPTask(Task):
         with self.encoder.masked(masks):
             return self.evaluate(self.model)
 
-    def save(self, model: CLIPModel, folder: Path) -> dict[str, Any]:
-        """Save a pruned model and, in `features.safetensors`, its validation features; its size and recall."""
+    def measure(self, model: CLIPModel, folder: Path) -> dict[str, Any]:
+        """`evaluate`, and in `features.safetensors` the model's features of the validation images."""
         if self.unscored:
-            return super().save(model, folder)
+            return self._no_scores
         images = self.encode(model)
         save_encoded(folder / "features.safetensors", image=images)
-        save_pruned(model.eval(), folder / "model")
-        return self.describe(model) | self.score(images.features)
+        return self.score(images.features)
+
+    def encoded(self, stage: Stage) -> Encoded:
+        """Features of the validation images by the model of a stage "baseline", "prune" or "retrain", as it was scored
+        with."""
+        file = stage.folder / "features.safetensors"
+        return load_encoded(file, "image")[0] if file.is_file() else self.reference.images
 
     def save_released(self, model: CLIPModel, masks: Masks, cell: Cell, folder: Path) -> None:
         """As the fork for CLIP: `outputs/openai/MODEL/mscoco/C/seed_S/{head_mask,neuron_mask}.pt`, or after a step of

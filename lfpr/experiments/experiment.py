@@ -32,7 +32,6 @@ from lfpr.reconstruct import Refit, reconstruct
 from lfpr.released import rescale as released_rescale
 from lfpr.released.masks import mask_files
 from lfpr.rescale import Rescaled, rescale
-from lfpr.save import load_pruned
 from lfpr.search import search, search_proportional, search_threshold
 from lfpr.shrink import fold, shrink, verify_equivalent
 from lfpr.steps import prune_in_steps
@@ -149,7 +148,8 @@ class Experiment:
         _ = self._retrain_key(cell) if self.spec.ways else self._prune_key(cell)
 
     def _key(self, name: str, cell: Cell) -> dict[str, Any]:
-        keys = {"prune": self._prune_key, "retrain": self._retrain_key, "speed": self._retrain_key}
+        last = self._retrain_key if self.spec.ways else self._prune_key
+        keys = {"prune": self._prune_key, "retrain": self._retrain_key, "speed": last}
         return keys[name](cell) | {"inputs": self.task.inputs}
 
     # ---- importance and masks
@@ -345,8 +345,8 @@ class Experiment:
         return self.runs.load("prune", self._key("prune", cell))
 
     def load(self, stage: Stage) -> nn.Module:
-        """The model of a `prune` or `retrain` stage, on the device."""
-        return load_pruned(stage.folder / "model", self.device)
+        """The model of a stage `prune` or `retrain`, on the device; of `baseline`, the unpruned one."""
+        return self.task.load(stage)
 
     def training(self, student: nn.Module, cell: Cell | None = None) -> dict[str, Any]:
         """Arguments of `lfpr.retrain(student, ...)` for this cell; seeds torch's random numbers by the cell."""
@@ -410,14 +410,17 @@ class Experiment:
             total += taught + self.retrain(cell).result.get("seconds", math.nan)
         return total
 
+    def stages(self, cell: Cell | None = None) -> dict[str, Stage]:
+        """The stages of a cell's models: "unpruned", "pruned" and, of an experiment that retrains, "retrained"."""
+        made = {"unpruned": self.baseline(), "pruned": self.prune(cell)}
+        return made | ({"retrained": self.retrain(cell)} if self.spec.ways else {})
+
     def speed(self, cell: Cell | None = None) -> Stage:
-        """Size and time of the unpruned, the pruned and the retrained model of a cell, measured side by side here."""
+        """Size and time of the models of `stages`, measured side by side here."""
         cell = self.cell(cell)
 
         def build(folder) -> dict:
-            stages = {"pruned": self.prune(cell), "retrained": self.retrain(cell)}
-            models = {name: self.load(stage) for name, stage in stages.items()}
-            return self.task.compare({"unpruned": self.model} | models)
+            return self.task.compare({name: self.load(stage) for name, stage in self.stages(cell).items()})
 
         return self.runs.stage("speed", self._key("speed", cell), build)
 

@@ -6,6 +6,7 @@ their own answers (LFPR, Poh et al. 2024). Their packages have functions of the 
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ from lfpr.training.processes import PRECISIONS
 from lfpr.training.retrain import ReSt
 
 Batch = dict[str, Tensor]
+ANSWERS = "validation_answers.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,7 +380,7 @@ class QuestionTask(Task):
 
     def baseline(self) -> Stage:
         """The unpruned model's scores."""
-        return self.stage("baseline", self.evaluation, lambda folder: self.evaluate(self.model))
+        return self.stage("baseline", self.evaluation, lambda folder: self.measure(self.model, folder))
 
     def validation(self) -> Dataset:
         """The questions that scores count. Raises ValueError if one has no answer to score with."""
@@ -389,7 +391,25 @@ class QuestionTask(Task):
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Accuracy of greedy answers to the validation questions."""
         data = self.validation()
-        return score(self.predict(model, data), data)
+        return score(self.answer(model, data), data)
+
+    def measure(self, model: nn.Module, folder: Path) -> dict[str, Any]:
+        """`evaluate`, and in `validation_answers.json` the answers: a list of text, words and their sources."""
+        data = self.validation()
+        answers = self.answer(model, data)
+        write_json(folder / ANSWERS, answers)
+        return score(answers, data)
+
+    def answers(self, stage: Stage, data: Dataset) -> list[Answer]:
+        """Answers to `data`, the validation questions, by the model of a stage "baseline", "prune" or "retrain": as it
+        was scored with, or given again, where an earlier version kept none."""
+        if (file := stage.folder / ANSWERS).is_file():
+            return [Answer(text, list(map(tuple, words))) for text, words in json.loads(file.read_bytes())]
+        return self.answer(self.load(stage), data)
+
+    def answer(self, model: nn.Module, data: Dataset) -> list[Answer]:
+        """`predict`, of the validation questions."""
+        return self.predict(model, data)
 
     @abstractmethod
     def predict(self, model: nn.Module, data: Dataset) -> list[Answer]:

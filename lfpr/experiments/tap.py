@@ -30,7 +30,7 @@ from lfpr.released import scoring
 from lfpr.released.tap import save_tap
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPBatch, TAPDataset, check
-from lfpr.tap.evaluate import predict, predict_inputs, score, write_inputs
+from lfpr.tap.evaluate import predict, predict_inputs, write_inputs
 from lfpr.tap.layout import LABELS, LAYOUTS, SCORE_SET, Files, InputSizes, locate_checkpoint
 from lfpr.tap.model import TAP, TAPConfig
 from lfpr.tap.text import Answer, AnswerVocab, decode
@@ -398,13 +398,13 @@ class TAPTask(QuestionTask):
 
         return self.stage("encoded", {"batch": settings.eval_batch} | self.evaluation, build)
 
-    def evaluate(self, model: TAP) -> dict[str, Any]:
-        """Accuracy of greedy answers to the validation questions."""
+    def answer(self, model: TAP, data: TAPDataset) -> list[Answer]:
+        """`predict`, of the validation questions, encoded once for all models that encode them alike."""
         if not model.encodes_as(self.model):
-            return super().evaluate(model)
-        data, folder = self.validation(), self.encoded().folder
+            return super().answer(model, data)
+        folder = self.encoded().folder
         with self.running(), evaluating(model):
-            return score(predict_inputs(model, folder, data.vocab), data)
+            return predict_inputs(model, folder, data.vocab)
 
     def predict(self, model: TAP, data: TAPDataset) -> list[Answer]:
         """The model's answers to all questions of `data`, with the source of each word."""

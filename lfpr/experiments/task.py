@@ -25,7 +25,7 @@ from lfpr.files import Located, missing
 from lfpr.gradients import MaskGradients
 from lfpr.masks import Masks
 from lfpr.rescale import STEP_SIZES
-from lfpr.save import save_pruned
+from lfpr.save import load_pruned, save_pruned
 
 Batch = Any
 
@@ -261,6 +261,12 @@ class Task(ABC):
     def training(self, student: nn.Module, cell: Cell) -> dict[str, Any]:
         """Arguments of `lfpr.retrain(student, ...)`: encoder, heads, batches, loss, settings and options."""
 
+    def load(self, stage: Stage) -> nn.Module:
+        """The model of a stage "prune" or "retrain", on the device; of "baseline", the unpruned one."""
+        if stage.folder.parent.name == "baseline":
+            return self.model
+        return load_pruned(stage.folder / "model", self.device)
+
     # ---- scores
 
     unscored: str | None = None
@@ -275,10 +281,14 @@ class Task(ABC):
         """Scores of a model on the validation data, in 0 … 1, by the columns of `spec.metrics`; `questions`: of how
         many samples."""
 
+    def measure(self, model: nn.Module, folder: Path) -> dict[str, Any]:
+        """`evaluate`, and in `folder`, its stage's, what the scores are of, if the task keeps that; by default not."""
+        return self.evaluate(model)
+
     def save(self, model: nn.Module, folder: Path) -> dict[str, Any]:
         """Save a pruned model in `folder/model`; its size and scores."""
         save_pruned(model.eval(), folder / "model")
-        return self.describe(model) | self.evaluate(model)
+        return self.describe(model) | self.measure(model, folder)
 
     def save_retrained(self, model: nn.Module, masks: Masks, folder: Path) -> dict[str, Any]:
         """Save in `folder` what only a retrained model has, beside `save`; numbers about it. Nothing by default."""

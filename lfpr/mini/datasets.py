@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
+from PIL.Image import Image
 from tqdm.auto import trange
 
 from lfpr.files import NotSaved, saving, write_json
@@ -64,8 +65,13 @@ FORMS = {
 
 
 def image_id(seed: int, split: str, index: int) -> str:
-    """Sixteen hexadecimal digits; `make_scene(int(image_id, 16), **SCENE)` draws the image."""
+    """Sixteen hexadecimal digits; `draw(image_id)` is the image."""
     return hashlib.sha256(f"{seed}/{split}/{index}".encode()).hexdigest()[:16]
+
+
+def draw(image_id: str) -> Image:
+    """The RGB image of 128 x 128 pixels that has this id, whether or not there is a file of it."""
+    return make_scene(int(image_id, 16), **SCENE).image
 
 
 def write_tap(

@@ -19,7 +19,7 @@ def text_table(
 ) -> pd.DataFrame:
     """A table of texts from `rows`, key -> column -> text; `names` are those of the key's parts. Gaps hold "–"."""
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=None)
-    frame = (frame if columns is None else frame.reindex(columns=list(columns))).fillna(NONE)
+    frame = (frame if columns is None else frame.reindex(columns=list(columns))).astype(object).fillna(NONE)
     frame.index = pd.MultiIndex.from_tuples(rows, names=names)
     return frame
 

@@ -300,9 +300,9 @@ def read_imdb(path: str | Path, more: Callable[[dict, str], dict] | None = None)
     """Records of an imdb, without its header row and reduced to the fields used here.
 
     Each has `question`, `question_id`, `image_id`, `image_width`, `image_height`, `feature_path`,
-    `image_path` (or None) and `answers` (empty if the split has none), and what `more(row, where)` finds in the file's
-    row. Raises DataError naming the first record that lacks one of them. Not to be changed: while the file is the same,
-    so is the list.
+    `image_path` and `kind` of question (or None), `answers` (empty if the split has none), and what `more(row, where)`
+    finds in the file's row. Raises DataError naming the first record that lacks one of them. Not to be changed: while
+    the file is the same, so is the list.
     """
     stat = existing(path, "annotations (imdb)").stat()
     return _read_imdb(path, more, stat.st_mtime_ns, stat.st_size)
@@ -347,6 +347,7 @@ def _record(row: Any, where: str) -> dict[str, Any]:
         "answers": [str(answer) for answer in answers if answer != "<copy>"],  # a marker in older files
         "feature_path": path,
         "image_path": row.get("image_path"),
+        "kind": row.get("question_kind"),
     }
 
 

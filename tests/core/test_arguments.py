@@ -555,6 +555,9 @@ TABLE = {
     "lfpr.clip.recall": row(
         clip.recall, image_features=(G.features, TENSOR), text_features=(G.features, TENSOR), **RECALL
     ),
+    "lfpr.clip.ranks": row(
+        clip.ranks, image_features=(G.features, TENSOR), text_features=(G.features, TENSOR), pairs=RECALL["pairs"]
+    ),
     "lfpr.clip.cascade": row(
         clip.cascade,
         pruned_features=(G.features, Kind((torch.Tensor,))),

@@ -26,6 +26,7 @@ import lfpr
 from lfpr.experiments import Cell
 from lfpr.experiments.grid import cells, load_grid
 from lfpr.files import CheckpointError, DataError
+from lfpr.paper import pictures
 from lfpr.released import load_scores
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.data import TAPDataset, batches, check
@@ -124,6 +125,13 @@ def test_stages_run_on_the_profile_full(files, tmp_path):
     assert 0.35 < pruned["fraction"] <= 0.4
     retrained = exp.retrain(Cell("label-free", 0.4))
     assert retrained.result["iterations"] == 1 and retrained.result["questions"] == 4
+    stages, shown = exp.stages(Cell("label-free", 0.4)), pictures.of(exp)
+    table, figure = shown.changes(exp, stages)
+    figure.canvas.draw()
+    kinds = shown.kinds(exp, stages)
+    kinds.canvas.draw()
+    assert len(figure.axes) <= len(table) <= 4
+    assert kinds.axes[0].get_yticklabels()[-1].get_text() == "all (4)"
     model, test = lfpr.load_pruned(retrained.folder / "model"), exp.task.data("test")
     answers = predict(model, test, 2)  # the last batch is one question about an image without OCR tokens
     assert [entry["question_id"] for entry in evalai(answers, test)] == [0, 1, 2]

@@ -152,6 +152,12 @@ def test_stages_run_on_the_profile_full(root, folder, tmp_path):
     assert 0.35 < pruned.result["fraction"] <= 0.4
     retrained = exp.retrain(Cell("label-free", 0.4))
     assert retrained.result["iterations"] == 1 and retrained.result["heads"] == pruned.result["heads"]
+    stages = exp.stages(Cell("label-free", 0.4))
+    table, figure = pictures.changes(exp, stages)
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 2 * len(table)
+    counts = pictures.kinds(exp, stages).axes[0].texts
+    assert sum(int(text.get_text()) for text in counts) == 5
     cascade = exp.downstream(retrained)["cascade"].result
     assert cascade["m"] == 5 and cascade["score"] == baseline["score"]  # all five images are re-ranked
     small = lfpr.load_pruned(retrained.folder / "model")

@@ -9,6 +9,6 @@ from lfpr.experiments.experiment import Experiment
 
 
 def of(experiment: Experiment) -> ModuleType:
-    """The module that draws what notebooks show of this experiment: `reading`, `examples`, `statistics`, `objective`
-    and `compare`."""
+    """The module that draws what notebooks show of this experiment: `reading`, `examples`, `statistics`, `objective`,
+    `compare`, `changes` and `kinds`."""
     return importlib.import_module(experiment.spec.pictures)

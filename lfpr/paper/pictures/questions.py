@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def show_questions(
         axis.set_axis_off()
     for number, (axis, index) in enumerate(zip(axes.flat, indices, strict=False)):
         sample = data.sample(index)
-        _draw(axis, sample)
+        draw_question(axis, sample)
         people = max(sample["answers"], key=sample["answers"].count) if sample["answers"] else "–"
         said = {"people": people} | {who: marked(given[number]) for who, given in (answers or {}).items()}
         text = textwrap.fill(sample["question"], 34) + "".join(f"\n{who}: {answer}" for who, answer in said.items())
@@ -52,10 +53,13 @@ def marked(answer: str | Answer) -> str:
     return join(f"[{word}]" if source == "ocr" else word for word, source in answer.words)
 
 
-def _draw(axis: Axes, sample: dict) -> None:
+def draw_question(axis: Axes, sample: dict) -> None:
+    """A question (`data.sample`): its "image", a file or what was read of one, with OCR boxes; without any the boxes
+    and their tokens."""
     width, height = sample["image_size"]
     if sample["image"]:
-        axis.imshow(read_image(sample["image"]), extent=(0, width, height, 0))
+        image = read_image(sample["image"]) if isinstance(sample["image"], Path) else sample["image"]
+        axis.imshow(image, extent=(0, width, height, 0))
     else:
         axis.add_patch(Rectangle((0, 0), width, height, color="0.95"))
     axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal")

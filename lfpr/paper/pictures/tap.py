@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import Dataset
 
+from lfpr.experiments.runs import Stage
+from lfpr.mini.datasets import draw
 from lfpr.paper.labels import BLUE
+from lfpr.paper.pictures.changes import changed, compare_answers, show_changes, show_kinds
 from lfpr.paper.pictures.questions import show_questions
 from lfpr.paper.style import SINGLE, STYLE
 from lfpr.tap.text import Answer
@@ -59,6 +62,25 @@ def compare(experiment, models: Mapping[str, nn.Module], questions: int = 400) -
     table = pd.DataFrame({name: [answer.text for answer in given] for name, given in answers.items()})
     same = table.eq(table.iloc[:, 0], axis=0).mean()
     return _questions(data, answers), same.to_dict()
+
+
+def changes(experiment, stages: Mapping[str, Stage]) -> tuple[pd.DataFrame, Figure]:
+    """The validation questions that the second of the stages' models answers otherwise than the first, sorted by what
+    changed (`lfpr.paper.pictures.changes`), and a picture of the first ones."""
+    data = experiment.task.validation()
+    answers = {name: experiment.task.answers(stage, data) for name, stage in list(stages.items())[:2]}
+    table = changed(compare_answers(data, *answers.values()))
+    render = (lambda sample: draw(sample["image_id"])) if experiment.profile == "mini" else (lambda sample: None)
+    return table, show_changes(data, table, answers, render=render)
+
+
+def kinds(experiment, stages: Mapping[str, Stage]) -> Figure:
+    """Accuracy by kind of question of all stages' models, and how the answers of the others than the first changed."""
+    data = experiment.task.validation()
+    first, *others = (experiment.task.answers(stage, data) for stage in stages.values())
+    return show_kinds(
+        {name: compare_answers(data, first, own) for name, own in zip([*stages][1:], others, strict=True)}
+    )
 
 
 def _first(experiment, questions: int) -> Dataset:
