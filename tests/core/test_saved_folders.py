@@ -324,4 +324,5 @@ def test_hostile_masks_and_deltas_are_refused_by_name(said):
 def test_nothing_hostile_is_run_or_takes_much(said):
     _, report = said
     assert report["used"] == [] and report["megabytes"] < hostile.MEGABYTES
-    assert {name: seconds for name, (*_, seconds) in report["found"].items() if seconds > 10} == {}
+    # of the processor, which may be shared; what must not pass takes hours
+    assert {name: seconds for name, (*_, seconds) in report["found"].items() if seconds > 60} == {}
