@@ -56,7 +56,8 @@ class Worker:
 
     async def do(self, task: Task, listener: Listener) -> None:
         """Return when it is done; `listener` gets its progress (`lfpr.progress.told`). Raises Stopped, or Failed."""
-        if self._process is None:
+        if self._process is None or not self._process.is_alive():
+            self.close()
             self._start()
         self._stopping = None
         self._pipe.send(task)
@@ -124,7 +125,9 @@ def serve(open_one: Callable[[str], Experiment], pipe: Connection) -> None:
             return
         try:
             with told(report):
-                explorer = explorers.setdefault(task.experiment, Explorer(open_one(task.experiment)))
+                if task.experiment not in explorers:
+                    explorers[task.experiment] = Explorer(open_one(task.experiment))
+                explorer = explorers[task.experiment]
                 choice = task.method, task.constraint, task.seed
                 if task.stage == "masks":
                     explorer.masks(*choice)
