@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
@@ -30,8 +30,8 @@ STYLE = f"""<style>{theme(".lfpr-panel")}
 .lfpr-panel .lfpr-old .lfpr-pictures {{ opacity: 0.3; }}
 .lfpr-panel .lfpr-dead {{ display: none; }}
 .lfpr-panel.jupyter-widgets-disconnected .lfpr-dead {{ display: block; font-weight: bold; }}
-</style><div class="lfpr-dead">No kernel answers these controls: run all cells (Run → Run All Cells), and the panel comes
-back as it was left.</div>"""
+</style><div class="lfpr-dead">No kernel answers these controls: run all cells (Run → Run All Cells), and the panel
+comes back as it was left.</div>"""
 DOING = {"masks": "Importance", "pruned": "Score", "retrained": "Retraining"}
 WRAP = {"flex_flow": "row wrap", "align_items": "center"}
 

@@ -107,7 +107,6 @@ def serve(open_one: Callable[[str], Experiment], pipe: Connection) -> None:
     with open(os.devnull, "w") as nowhere:  # a kernel shows what its processes print under some cell
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    explorers: dict[str, Explorer] = {}
     last = 0.0
 
     def report(title: str, done: int, total: int | None) -> None:
@@ -123,11 +122,10 @@ def serve(open_one: Callable[[str], Experiment], pipe: Connection) -> None:
             continue
         except (EOFError, OSError):
             return
+        explorer = None
         try:
             with told(report):
-                if task.experiment not in explorers:
-                    explorers[task.experiment] = Explorer(open_one(task.experiment))
-                explorer = explorers[task.experiment]
+                explorer = Explorer(open_one(task.experiment))
                 choice = task.method, task.constraint, task.seed
                 if task.stage == "masks":
                     explorer.masks(*choice)
@@ -136,7 +134,7 @@ def serve(open_one: Callable[[str], Experiment], pipe: Connection) -> None:
                     explorer.stage(task.stage, *choice, compute=True)
             answer = "done", None
         except KeyboardInterrupt:
-            if explorer := explorers.pop(task.experiment, None):
+            if explorer:
                 discard(explorer.experiment.runs)
             answer = "stopped", None
         except (ValueError, OSError) as error:
