@@ -58,9 +58,12 @@ def lab(folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     options = [f"--notebook-dir={folder}", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"]
     options += ["--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True"]
-    options += ["--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     places = {name: str(folder / "own" / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR")}
     places |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder / "own" / "workspaces")}
+    notifications = folder / "own" / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab/apputils-extension"
+    notifications.mkdir(parents=True)
+    settings = {"fetchNews": "false", "checkForUpdates": False}
+    (notifications / "notification.jupyterlab-settings").write_text(json.dumps(settings))
     log = (folder / "lab.log").open("w")
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", *options], env=os.environ | places, stdout=log, stderr=log
@@ -97,9 +100,10 @@ def browser_page(size: tuple[int, int] = (1400, 1000)):
 
 
 def open_notebook(page, address: str) -> None:
-    """Show the notebook, without the file browser beside it."""
+    """Show the notebook and its kernel, without the file browser beside it."""
     page.goto(f"{address}?reset")
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=READY)
+    page.locator(".jp-StatusBar-Widget", has_text="| Idle").first.wait_for(timeout=READY)
     if page.locator("#filebrowser:visible").count():
         page.keyboard.press("Control+b")
 
@@ -109,7 +113,8 @@ def run_all(page) -> None:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.locator(".lfpr-panel .lfpr-pictures svg").nth(2).wait_for(timeout=READY)
-    page.get_by_text("each search stays within").last.wait_for(timeout=READY)
+    last = page.locator(".jp-OutputArea-output", has_text="each search stays within")
+    last.wait_for(timeout=READY)
 
 
 def set_theme(page, name: str) -> None:

@@ -126,12 +126,7 @@ def serve(open_one: Callable[[str], Experiment], pipe: Connection) -> None:
         try:
             with told(report):
                 explorer = Explorer(open_one(task.experiment))
-                choice = task.method, task.constraint, task.seed
-                if task.stage == "masks":
-                    explorer.masks(*choice)
-                else:
-                    explorer.unpruned(compute=True)
-                    explorer.stage(task.stage, *choice, compute=True)
+                compute(explorer, task)
             answer = "done", None
         except KeyboardInterrupt:
             if explorer:
@@ -142,6 +137,16 @@ def serve(open_one: Callable[[str], Experiment], pipe: Connection) -> None:
         except Exception as error:
             answer = "failed", f"{type(error).__name__}: {error}"
         pipe.send(answer)
+
+
+def compute(explorer: Explorer, task: Task) -> None:
+    """Have in `runs/` what a task asks for, and the unpruned model's score with any other."""
+    choice = task.method, task.constraint, task.seed
+    if task.stage == "masks":
+        explorer.masks(*choice)
+    else:
+        explorer.unpruned(compute=True)
+        explorer.stage(task.stage, *choice, compute=True)
 
 
 def discard(runs: Runs) -> None:
