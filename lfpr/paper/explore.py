@@ -175,7 +175,7 @@ class Explorer:
                 names.append((100 * last.name, last.max(), method_label(name), color))
         unpruned = self.unpruned()
         if unpruned:
-            panel.axhline(100 * unpruned.result["score"], **REFERENCE)
+            panel.axhline(100 * unpruned.result["score"], gid="unpruned", **REFERENCE)
             said.append(f"unpruned: {unpruned.result['score']:.1%}")
         panel.axvline(100 * constraint, color="0.6", linewidth=0.8, zorder=0)
         panel.grid(True, color=GRID)

@@ -26,6 +26,7 @@ from lfpr.paper.worker import Failed, Stopped, Task, Worker
 
 STYLE = f"""<style>{theme(".lfpr-panel")}
 .lfpr-panel, .lfpr-panel .widget-box {{ overflow: visible; max-width: 100%; }}
+.lfpr-panel .widget-inline-hbox, .lfpr-panel .widget-button {{ margin-right: 12px; }}
 .lfpr-panel .widget-html-content {{ line-height: 1.5; white-space: normal; }}
 .lfpr-panel .lfpr-old .lfpr-pictures {{ opacity: 0.3; }}
 .lfpr-panel .lfpr-dead {{ display: none; }}
@@ -136,7 +137,7 @@ class Panel(widgets.VBox):
         boxes = [widgets.Checkbox(name in ticked, description=method_label(name), **looks) for name in methods]
         for box in boxes:
             box.observe(self._changed, "value")
-        self.curves.children = [widgets.Label("Compare with"), *boxes]
+        self.curves.children = [widgets.Label("Compare with", layout={"margin": "0 1em 0 2px"}), *boxes]
         self._filling = False
 
     def _methods(self) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def test_retrained_masks_are_shown_with_their_values(scored):
     assert bars == [384] * 4 + masks.neurons_kept
     lines = {line.get_gid(): line for line in curve.lines}
     assert lines["magnitude-retrained"].get_ydata().tolist() == [100 * stage.result["score"]]
-    assert lines[None].get_ydata()[0] == 100 * scored.unpruned().result["score"]  # the first without one: unpruned
+    assert lines["unpruned"].get_ydata()[0] == 100 * scored.unpruned().result["score"]
 
 
 def test_a_figure_without_scores_says_so(explorer, monkeypatch):

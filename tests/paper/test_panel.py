@@ -80,7 +80,7 @@ def test_the_panel_follows_its_controls(panel, explorer):
     panel.experiment.value = "tap-stvqa"
     assert [task.stage for task in panel._worker.tasks] == ["masks"]  # which makes the data
     assert panel.method.value == "random" and panel.explorer.experiment.name == "tap-stvqa"
-    assert "ANLS" in panel.summary.value and not is_old(panel)
+    assert "ST-VQA" in panel.summary.value and not is_old(panel)
 
 
 def test_the_button_scores_the_model(panel, explorer):
