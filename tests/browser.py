@@ -57,7 +57,7 @@ def lab(folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = [f"--notebook-dir={folder}", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"]
-    options += ["--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True"]
+    options += ["--IdentityProvider.token=", "--expose-app-in-browser"]
     places = {name: str(folder / "own" / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR")}
     places |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder / "own" / "workspaces")}
     notifications = folder / "own" / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab/apputils-extension"
@@ -104,23 +104,25 @@ def open_notebook(page, address: str) -> None:
     page.goto(f"{address}?reset")
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=READY)
     page.locator(".jp-StatusBar-Widget", has_text="| Idle").first.wait_for(timeout=READY)
-    if page.locator("#filebrowser:visible").count():
-        page.keyboard.press("Control+b")
+    page.evaluate("jupyterapp.shell.collapseLeft()")
 
 
 def run_all(page) -> None:
-    """Run all cells, and wait for the panel and for the last cell."""
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.locator(".lfpr-panel .lfpr-pictures svg").nth(2).wait_for(timeout=READY)
+    """Run all cells, and wait for the last one."""
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     last = page.locator(".jp-OutputArea-output", has_text="each search stays within")
     last.wait_for(timeout=READY)
 
 
+def restart(page) -> None:
+    """Restart the kernel, without the outputs of the old one but for the panel's."""
+    page.evaluate("jupyterapp.shell.currentWidget.content.widgets.at(-2).model.clearExecution()")
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+
+
 def set_theme(page, name: str) -> None:
     """ "JupyterLab Dark" or "JupyterLab Light"."""
-    for item in ("Settings", "Theme", name):
-        page.get_by_role("menuitem", name=item, exact=True).click()
+    page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from html import escape
+from itertools import product
 from typing import TypeVar
 
 import matplotlib
@@ -21,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from lfpr.cost import LinearCost, ParameterCost
 from lfpr.experiments.cell import Cell
@@ -29,13 +31,13 @@ from lfpr.experiments.grid import STAGES
 from lfpr.experiments.runs import Stage, Unfinished
 from lfpr.masks import Importance, Masks
 from lfpr.paper.labels import BLUE, INDIGO, METHODS, WINE, Look, layer_axis, layer_names, method_label, score_label
-from lfpr.paper.style import DASHED, REFERENCE, STYLE, handle, name_points
+from lfpr.paper.style import DASHED, REFERENCE, STYLE, handle
 
 T = TypeVar("T")
 CONSTRAINTS = tuple(round(0.05 * i, 2) for i in range(2, 20))
 KEPT, CUT, PAPER, GRID = BLUE, "#e3e6ea", "#fefefe", "#e6e6e6"
 LOOKS = {"pruned": {"mfc": PAPER, "linestyle": DASHED}, "retrained": {"linestyle": "-"}}
-DARK = {CUT: "#3b4148", PAPER: "#111111", GRID: "#3a3a3a", INDIGO: "#8d80e0", WINE: "#d169a0"}
+DARK = {CUT: "#3b4148", PAPER: "#111111", GRID: "#3a3a3a", BLUE: "#1f88cc", INDIGO: "#8d80e0", WINE: "#d169a0"}
 """Colours that a dark theme replaces; whatever is black or dark grey takes the colour of its text."""
 
 
@@ -131,7 +133,7 @@ class Explorer:
             figure = Figure((8.6, _height(masks)))
             left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
             height = figure.get_figheight()
-            figure.subplots_adjust(0.055, 0.42 / height, 0.98, 1 - 0.3 / height, 0.16)
+            figure.subplots_adjust(0.055, 0.6 / height, 0.98, 1 - 0.25 / height, 0.16)
             _heads(left, masks)
             _neurons(middle, masks)
             self._curves(right, method, constraint, seed, curves)
@@ -148,14 +150,14 @@ class Explorer:
             drawn = [
                 _svg(lambda panel: _heads(panel, masks), height, heads),
                 _svg(lambda panel: _neurons(panel, masks), height, neurons),
-                _svg(lambda panel: self._curves(panel, method, constraint, seed, curves), max(height, 2.4)),
+                _svg(lambda panel: self._curves(panel, method, constraint, seed, curves), height),
             ]
         return f'<div class="lfpr-pictures">{"".join(drawn)}</div>'
 
     def _curves(self, panel: Axes, method: str, constraint: float, seed: int, others: Iterable[str]) -> str:
-        """Known scores by constraint, one colour per method, named at its last point; a vertical line and rings show
+        """Known scores by constraint, one colour and name per method; a vertical line and rings show
         where the slider stands. Returns what is drawn, in words."""
-        names, lines, said = [], [], []
+        curves, said = [], []
         for name in dict.fromkeys([method, *others]):
             _, color, marker = METHODS.get(name, Look(name, KEPT, "o"))
             scores = self.scores(name, seed, sorted({*CONSTRAINTS, constraint}))
@@ -168,11 +170,8 @@ class Explorer:
                 if name == method:
                     ring = {"s": 70, "facecolors": "none", "edgecolors": color, "linewidths": 0.8, "clip_on": False}
                     panel.scatter(100 * chosen.index, chosen, **ring)
-                lines.append(np.column_stack([x, points]))
+                curves.append((method_label(name), color, np.column_stack([x, points])))
                 said.append(f"{method_label(name)}, {stage}: {', '.join(_in_words(points))}")
-            if scores.notna().any(axis=None):
-                last = scores.dropna(how="all").iloc[-1]
-                names.append((100 * last.name, last.max(), method_label(name), color))
         unpruned = self.unpruned()
         if unpruned:
             panel.axhline(100 * unpruned.result["score"], gid="unpruned", **REFERENCE)
@@ -183,15 +182,39 @@ class Explorer:
         panel.set(xlim=(5, 100), ylim=(0, 100), xlabel="Constraint (%)", title=label)
         handles = [handle(name == "retrained", name.capitalize()) for name in LOOKS]
         handles[0].set_markerfacecolor(PAPER)
-        if lines:
+        if curves:
             handles.append(Line2D([], [], **REFERENCE, label="Unpruned"))
-            height = panel.figure.get_figheight()
-            panel.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.5 / height), ncols=3)
-            name_points(panel, names, lines)
+            height = panel.get_position().height * panel.figure.get_figheight()
+            panel.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.38 / height), ncols=3)
+            _name(panel, curves)
         else:
             place = {"ha": "center", "va": "center", "transform": panel.transAxes, "color": "0.3"}
             panel.text(0.5, 0.5, "not scored yet", **place)
-        return f"{label} by constraint. {'; '.join(said) or 'not scored yet'}"
+        return f"{label} by constraint. {'; '.join(said)}" + ("" if curves else "; not scored yet")
+
+
+def _name(panel: Axes, curves: list[tuple[str, str, np.ndarray]]) -> None:
+    """Write the names of curves (name, colour, points [P, 2]) once each, where they cover least: beside a point."""
+    panel.figure.draw_without_rendering()  # so that places are known
+    ink, taken = [], []
+    for line in panel.lines:
+        places = line.get_transform().transform(line.get_xydata())
+        steps = np.linspace(0, len(places) - 1, 40 * len(places))
+        places = np.transpose([np.interp(steps, range(len(places)), column) for column in places.T])
+        ink += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in places]
+    for name, color in dict.fromkeys((name, color) for name, color, _ in curves):
+        text = panel.text(0, 0, name, color=color, fontsize=6.5, ha="center", va="center")
+        size = text.get_window_extent().size
+        own = np.concatenate([points for other, _, points in curves if other == name])
+        best = (np.inf, None)
+        for place, side in product(panel.transData.transform(own), product((-1, 0, 1), repeat=2)):
+            center = place + (size / 2 + 5) * side
+            box = Bbox([center - size / 2, center + size / 2])
+            outside = not (panel.bbox.contains(*box.min) and panel.bbox.contains(*box.max))
+            cost = box.count_overlaps(ink) + 1000 * (outside + box.count_overlaps(taken))
+            best = min(best, (cost, tuple(center)))
+        text.set_position(panel.transData.inverted().transform(best[1]))
+        taken.append(text.get_window_extent())
 
 
 def theme(scope: str) -> str:
@@ -203,8 +226,9 @@ def theme(scope: str) -> str:
     return f"""
 {scope} {{ {variables({color: color for color in DARK})} }}
 body[data-jp-theme-light="false"] {scope} {{ {variables(DARK)} }}
-{scope} .lfpr-pictures {{ display: flex; flex-wrap: wrap; gap: 12px; }}
-{scope} .lfpr-pictures svg {{ flex: 1 1 280px; min-width: 0; max-width: 440px; height: auto; }}
+{scope} .lfpr-pictures {{ display: grid; gap: 8px 12px; max-width: 1320px; }}
+{scope} .lfpr-pictures {{ grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); }}
+{scope} .lfpr-pictures svg {{ width: 100%; height: auto; }}
 {scope} .lfpr-pictures svg {{ color: var(--jp-ui-font-color1, #000); fill: currentColor; }}
 """
 
@@ -215,11 +239,9 @@ def _variable(color: str) -> str:
 
 def _svg(draw: Callable[[Axes], str | None], height: float, label: str = "") -> str:
     """What `draw` draws on a panel as SVG, labelled by what it says or by `label`."""
-    figure = Figure((3.1, height))
-    figure.subplots_adjust(0.12, 0.45 / height, 0.97, 1 - 0.25 / height)
-    label = draw(panel := figure.subplots()) or label
-    for text in panel.texts:
-        text.set_path_effects([])  # a halo turns text into paths
+    figure = Figure((2.8, height))
+    figure.subplots_adjust(0.12, 0.6 / height, 0.97, 1 - 0.25 / height)
+    label = draw(figure.subplots()) or label
     content = io.StringIO()
     figure.savefig(content, format="svg", transparent=True)
     svg = content.getvalue()
@@ -231,7 +253,7 @@ def _svg(draw: Callable[[Axes], str | None], height: float, label: str = "") -> 
 
 def _height(masks: Masks) -> float:
     """In inches, of pictures with a row per layer."""
-    return 1.5 + 0.24 * max(len(masks.heads), 4)
+    return 1.4 + 0.24 * max(len(masks.heads), 5)
 
 
 def _ratio(kept: list[int], parts) -> str:

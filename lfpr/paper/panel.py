@@ -31,6 +31,7 @@ STYLE = f"""<style>{theme(".lfpr-panel")}
 .lfpr-panel .lfpr-old .lfpr-pictures {{ opacity: 0.3; }}
 .lfpr-panel .lfpr-dead {{ display: none; }}
 .lfpr-panel.jupyter-widgets-disconnected .lfpr-dead {{ display: block; font-weight: bold; }}
+.lfpr-panel.jupyter-widgets-disconnected::before, .lfpr-panel .jupyter-widgets-disconnected::before {{ content: none; }}
 </style><div class="lfpr-dead">No kernel answers these controls: run all cells (Run → Run All Cells), and the panel
 comes back as it was left.</div>"""
 DOING = {"masks": "Importance", "pruned": "Score", "retrained": "Retraining"}
