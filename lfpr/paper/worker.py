@@ -52,14 +52,15 @@ class Worker:
     """Does one `Task` at a time; `open_one(name)` opens an experiment, and is pickled."""
 
     def __init__(self, open_one: Callable[[str], Experiment]) -> None:
-        self._open_one, self._process, self._pipe, self._stopping = open_one, None, None, None
+        self._open_one, self._process, self._pipe = open_one, None, None
+        self._begun, self._stopping = False, None
 
     async def do(self, task: Task, listener: Listener) -> None:
         """Return when it is done; `listener` gets its progress (`lfpr.progress.told`). Raises Stopped, or Failed."""
         if self._process is None or not self._process.is_alive():
             self.close()
             self._start()
-        self._stopping = None
+        self._begun, self._stopping = False, None
         self._pipe.send(task)
         while True:
             try:
@@ -67,7 +68,9 @@ class Worker:
             except (EOFError, OSError):
                 kind, content = ("stopped" if self._stopping else "failed"), "its process ended"
                 self.close()
-            if kind == "progress":
+            if kind == "begun":
+                self._begun = True
+            elif kind == "progress":
                 listener(*content)
             elif kind == "nothing":
                 if self._stopping and time.monotonic() > self._stopping + PATIENCE:
@@ -82,7 +85,7 @@ class Worker:
         """End the task under way."""
         if self._process is not None and not self._stopping:
             self._stopping = time.monotonic()
-            os.kill(self._process.pid, signal.SIGINT)
+            os.kill(self._process.pid, signal.SIGINT if self._begun else signal.SIGKILL)
 
     def close(self) -> None:
         """End the process, whatever it does."""
@@ -107,6 +110,7 @@ def serve(open_one: Callable[[str], Experiment], pipe: Connection) -> None:
     with open(os.devnull, "w") as nowhere:  # a kernel shows what its processes print under some cell
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # an idle kernel ignores it, and so do its processes
     last = 0.0
 
     def report(title: str, done: int, total: int | None) -> None:
@@ -124,6 +128,7 @@ def serve(open_one: Callable[[str], Experiment], pipe: Connection) -> None:
             return
         explorer = None
         try:
+            pipe.send(("begun", None))
             with told(report):
                 explorer = Explorer(open_one(task.experiment))
                 compute(explorer, task)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import signal
 from functools import partial
 
 import pytest
@@ -241,6 +242,30 @@ def test_a_stopped_task_leaves_nothing_half_written(worker, explorer):
     process = worker._process
     do(worker, "retrained", "tap-textvqa", "random", 0.5, 0)
     assert explorer.stage("retrained", "random", 0.5) and worker._process is process  # it takes another task
+
+
+def test_a_task_that_has_not_begun_can_be_stopped(worker):
+    async def use():
+        worker.close()
+        work = asyncio.create_task(worker.do(Task("masks", "tap-textvqa", "magnitude", 0.5, 0), print))
+        await asyncio.sleep(0)
+        worker.stop()  # while the process still imports
+        await work
+
+    with pytest.raises(Stopped):
+        asyncio.run(use())
+
+
+def test_a_process_of_one_that_ignores_interruptions_does_not(open_one):
+    worker = Worker(open_one)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as an idle kernel does
+    try:
+        with pytest.raises(Stopped):
+            asyncio.run(worker.do(Task("pruned", "tap-textvqa", "random", 0.3, 0), lambda *report: worker.stop()))
+        assert worker._process.is_alive()  # it was not killed
+    finally:
+        signal.signal(signal.SIGINT, before)
+        worker.close()
 
 
 def test_what_fails_is_said(worker):
