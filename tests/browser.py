@@ -1,7 +1,7 @@
 """JupyterLab on a copy of 00_explore in a headless Chromium: for tests, and for the picture in the README.
 
-`python tests/browser.py docs` writes explore.png, and with `--all` also explore-narrow.png (800 px), explore-small.png
-(480 px) and explore-dark.png, of what `runs/` holds; it needs Playwright and Chromium.
+`python tests/browser.py docs` writes explore.png, of what `runs/` holds, and with `--all` also explore-narrow.png (800
+pixels wide), explore-small.png (480) and explore-dark.png; it needs Playwright and Chromium.
 """
 
 from __future__ import annotations
@@ -134,21 +134,38 @@ def main() -> None:
     arguments = parser.parse_args()
     looks = {"explore": (1400, 760, "Light")}
     if arguments.all:
-        looks |= {"explore-narrow": (800, 1100, "Light"), "explore-small": (480, 1500, "Light")}
+        looks |= {"explore-narrow": (800, 1000, "Light"), "explore-small": (480, 1500, "Light")}
         looks |= {"explore-dark": (1400, 760, "Dark")}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        copy_notebook(Path(folder), runs=str(arguments.runs.absolute()))
+    runs = arguments.runs.absolute()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, unremembered(runs):
+        copy_notebook(Path(folder), runs=str(runs))
         with lab(Path(folder)) as address, browser_page() as page:
             open_notebook(page, address)
             run_all(page)
+            for method in ("Fisher (labels)", "Random"):
+                page.get_by_label(method, exact=True).check()
+            page.wait_for_timeout(3000)  # until they are drawn
             for name, (width, height, theme) in looks.items():
                 page.set_viewport_size({"width": width, "height": height})
-                if theme == "Dark":
-                    set_theme(page, "JupyterLab Dark")
-                page.wait_for_timeout(1500)
-                page.locator(".lfpr-panel").evaluate("panel => panel.closest('.jp-Cell').scrollIntoView()")
+                set_theme(page, f"JupyterLab {theme}")
+                page.wait_for_timeout(1500)  # until all is laid out
+                page.locator(".lfpr-panel").evaluate("panel => panel.scrollIntoView({block: 'center'})")
                 page.wait_for_timeout(1000)
                 page.screenshot(path=arguments.out / f"{name}.png")
+
+
+@contextmanager
+def unremembered(runs: Path) -> Iterator[None]:
+    """Within it the panel starts where the notebook says; afterwards where it was left before."""
+    memory = runs / "explore-mini.json"
+    before = memory.read_bytes() if memory.exists() else None
+    memory.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        memory.unlink(missing_ok=True)
+        if before is not None:
+            memory.write_bytes(before)
 
 
 if __name__ == "__main__":
