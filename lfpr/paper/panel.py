@@ -28,7 +28,7 @@ STYLE = f"""<style>{theme(".lfpr-panel")}
 .lfpr-panel, .lfpr-panel .widget-box {{ overflow: visible; max-width: 100%; }}
 .lfpr-panel .widget-inline-hbox, .lfpr-panel .widget-button {{ margin-right: 12px; }}
 .lfpr-panel .widget-html-content {{ line-height: 1.5; white-space: normal; }}
-.lfpr-panel .lfpr-old .lfpr-pictures {{ opacity: 0.3; }}
+.lfpr-panel .lfpr-old {{ opacity: 0.3; }}
 .lfpr-panel .lfpr-dead {{ display: none; }}
 .lfpr-panel.jupyter-widgets-disconnected .lfpr-dead {{ display: block; font-weight: bold; }}
 .lfpr-panel.jupyter-widgets-disconnected::before, .lfpr-panel .jupyter-widgets-disconnected::before {{ content: none; }}
@@ -200,7 +200,8 @@ class Panel(widgets.VBox):
             await self._worker.do(task, _reporter(title, self.bar, self.doing))
         except (Stopped, Failed) as ended:
             said, back = f"{title}: {escape(str(ended)) or 'stopped'}.", task.stage == "masks" and self._serves(task)
-        self._task, self.job.layout.display = None, "none"
+        finally:
+            self._task, self.job.layout.display = None, "none"
         if back:
             self._fill(self._shown)
         elif not said and task.experiment == self.experiment.value:
@@ -221,12 +222,14 @@ class Panel(widgets.VBox):
         self.summary.value = _summary(self.explorer, self._cell)
         self.picture.value = self.explorer.pictures(**self._cell, curves=self._ticked)
         self.note.value, self._shown = "", self.choice
-        self.picture.remove_class("lfpr-old")
+        for part in (self.summary, self.picture):
+            part.remove_class("lfpr-old")
         self._enable()
 
     def _age(self) -> None:
         if self._shown != self.choice:
-            self.picture.add_class("lfpr-old")
+            for part in (self.summary, self.picture):
+                part.add_class("lfpr-old")
             self.note.value = f"The picture is still that of {escape(_in_words(Task('', **self._shown)))}."
         self._enable()
 
@@ -246,6 +249,7 @@ class Panel(widgets.VBox):
             yield
         except (ValueError, OSError) as error:
             self.summary.value = f"<b>{escape(str(error))}</b>"
+            self.summary.remove_class("lfpr-old")
 
 
 def _in_words(task: Task) -> str:
