@@ -146,7 +146,7 @@ class Explorer:
         height = _height(masks)
         heads = f"{_ratio(masks.heads_kept, masks.heads)} heads kept, by layer: {masks.heads_kept}"
         neurons = f"{_ratio(masks.neurons_kept, masks.neurons)} neurons kept, by layer: {masks.neurons_kept}"
-        with matplotlib.rc_context(STYLE | {"svg.fonttype": "none"}):
+        with matplotlib.rc_context(STYLE | {"svg.fonttype": "none", "svg.hashsalt": "lfpr"}):
             drawn = [
                 _svg(lambda panel: _heads(panel, masks), height, heads),
                 _svg(lambda panel: _neurons(panel, masks), height, neurons),
@@ -243,7 +243,7 @@ def _svg(draw: Callable[[Axes], str | None], height: float, label: str = "") -> 
     figure.subplots_adjust(0.12, 0.6 / height, 0.97, 1 - 0.25 / height)
     label = draw(figure.subplots()) or label
     content = io.StringIO()
-    figure.savefig(content, format="svg", transparent=True)
+    figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     svg = content.getvalue()
     svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
     colors = {color: f"var({_variable(color)})" for color in DARK}

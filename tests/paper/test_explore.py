@@ -102,6 +102,7 @@ def test_curves_of_several_methods_lie_on_another(scored):
 
 def test_the_pictures_take_the_colours_of_a_theme(scored):
     pictures = scored.pictures("magnitude", 0.6, curves=["random"])
+    assert pictures == scored.pictures("magnitude", 0.6, curves=["random"])  # no date, no random names
     assert pictures.count('<svg role="img" aria-label="') == 3
     masks = scored.masks("magnitude", 0.6)
     assert f'aria-label="{sum(masks.heads_kept)} of 48 heads kept, by layer: {masks.heads_kept}"' in pictures
