@@ -247,7 +247,7 @@ def _svg(draw: Callable[[Axes], str | None], height: float, label: str = "") -> 
     svg = content.getvalue()
     svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
     colors = {color: f"var({_variable(color)})" for color in DARK}
-    colors |= dict.fromkeys(("#000000", "#333333", "#4d4d4d"), "currentColor")
+    colors |= dict.fromkeys(("#000000", "#333333", "#4c4c4c"), "currentColor")
     return re.sub(r"#[0-9a-f]{6}\b", lambda found: colors.get(found[0], found[0]), svg)
 
 

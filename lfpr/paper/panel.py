@@ -134,7 +134,7 @@ class Panel(widgets.VBox):
         self.method.options = [(method_label(name), name) for name in methods]
         self.method.value = choice["method"] if choice["method"] in methods else methods[0]
         self.constraint.value, self.seed.value = choice["constraint"], choice["seed"]
-        looks = {"indent": False, "layout": {"width": "auto", "margin": "0 1em 0 0"}}
+        looks = {"indent": False, "layout": {"width": "auto", "margin": "0 1em 0 4px"}}
         boxes = [widgets.Checkbox(name in ticked, description=method_label(name), **looks) for name in methods]
         for box in boxes:
             box.observe(self._changed, "value")

@@ -107,7 +107,7 @@ def test_the_pictures_take_the_colours_of_a_theme(scored):
     masks = scored.masks("magnitude", 0.6)
     assert f'aria-label="{sum(masks.heads_kept)} of 48 heads kept, by layer: {masks.heads_kept}"' in pictures
     colors = set(re.findall(r"#[0-9a-f]{6}\b", pictures))
-    assert not colors & {*DARK, "#000000", "#333333"} and METHODS["magnitude"].color in colors
+    assert not colors & {*DARK, "#000000", "#333333", "#4c4c4c"} and METHODS["magnitude"].color in colors
     used, style = set(re.findall(r"var\((--lfpr-\w+)\)", pictures)), theme(".panel")
     assert used and all(style.count(f"{name}:") == 2 for name in used)  # for light and for dark
     assert re.findall(r"<text[^>]*>Magnitude</text>", pictures)  # text, which can be read and found
