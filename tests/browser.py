@@ -103,8 +103,13 @@ def open_notebook(page, address: str) -> None:
     """Show the notebook and its kernel, without the file browser beside it."""
     page.goto(f"{address}?reset")
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=READY)
-    page.locator(".jp-StatusBar-Widget", has_text="| Idle").first.wait_for(timeout=READY)
+    wait_idle(page)
     page.evaluate("jupyterapp.shell.collapseLeft()")
+
+
+def wait_idle(page) -> None:
+    """Until the kernel has nothing to do."""
+    page.locator(".jp-StatusBar-Widget", has_text="| Idle").first.wait_for(timeout=READY)
 
 
 def run_all(page) -> None:
@@ -144,7 +149,8 @@ def main() -> None:
             run_all(page)
             for method in ("Fisher (labels)", "Random"):
                 page.get_by_label(method, exact=True).check()
-            page.wait_for_timeout(3000)  # until they are drawn
+                page.wait_for_timeout(1000)
+                wait_idle(page)
             for name, (width, height, theme) in looks.items():
                 page.set_viewport_size({"width": width, "height": height})
                 set_theme(page, f"JupyterLab {theme}")
