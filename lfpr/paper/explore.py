@@ -1,24 +1,28 @@
 """What a constraint does to an experiment, at once: the masks of each layer, what they cost, and how the model scores.
 
-`Explorer` has the numbers and the figure. Importance is loaded or computed once, after which a search takes
-milliseconds; scores come from the stages in `runs/` and are computed only when asked for. `Panel` puts a slider,
-menus and two buttons in front of it (`notebooks/00_explore.ipynb`).
+`Explorer` has the numbers and the pictures. Importance is loaded or computed once, after which a search takes
+milliseconds; scores come from the stages in `runs/` and are computed only when asked for. `lfpr.paper.panel` puts
+controls in front of it (`notebooks/00_explore.ipynb`).
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from html import escape
+from itertools import product
+from typing import TypeVar
 
-import ipywidgets as widgets
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from lfpr.cost import LinearCost, ParameterCost
 from lfpr.experiments.cell import Cell
@@ -26,11 +30,15 @@ from lfpr.experiments.experiment import Experiment
 from lfpr.experiments.grid import STAGES
 from lfpr.experiments.runs import Stage, Unfinished
 from lfpr.masks import Importance, Masks
-from lfpr.paper.labels import METHODS, layer_axis, layer_names, method_label, score_label
-from lfpr.paper.style import DASHED, STYLE
+from lfpr.paper.labels import BLUE, INDIGO, METHODS, WINE, Look, layer_axis, layer_names, method_label, score_label
+from lfpr.paper.style import DASHED, REFERENCE, STYLE, handle
 
+T = TypeVar("T")
 CONSTRAINTS = tuple(round(0.05 * i, 2) for i in range(2, 20))
-KEPT, CUT = "#0173b2", "#e3e6ea"
+KEPT, CUT, PAPER, GRID = BLUE, "#e3e6ea", "#fefefe", "#e6e6e6"
+LOOKS = {"pruned": {"mfc": PAPER, "linestyle": DASHED}, "retrained": {"linestyle": "-"}}
+DARK = {CUT: "#3b4148", PAPER: "#111111", GRID: "#3a3a3a", BLUE: "#1f88cc", INDIGO: "#8d80e0", WINE: "#d169a0"}
+"""Colours that a dark theme replaces; whatever is black or dark grey takes the colour of its text."""
 
 
 class Explorer:
@@ -50,6 +58,10 @@ class Explorer:
         """By unit: parameters, and what the experiment's own constraint counts."""
         costs = ParameterCost(self.experiment.encoder), self.experiment.cost
         return {cost.unit: cost for cost in costs}
+
+    def ready(self, method: str, constraint: float, seed: int = 0) -> bool:
+        """Whether `masks` needs no importance that is not in `runs/`. Raises what it raises."""
+        return self._load(lambda: self.masks(method, constraint, seed), compute=False) is not None
 
     def masks(self, method: str, constraint: float, seed: int = 0) -> Masks:
         """Heads [L, H] and neurons [L, N]: of the retrained or pruned model in `runs/`, else what the search keeps.
@@ -82,7 +94,7 @@ class Explorer:
         """The unpruned model's score; None if it is not in `runs/`, unless it is to be computed."""
         return self._load(self.experiment.baseline, compute)
 
-    def _load(self, stage: Callable[[], Stage], compute: bool) -> Stage | None:
+    def _load(self, stage: Callable[[], T], compute: bool) -> T | None:
         if compute:
             return stage()
         try:
@@ -111,57 +123,162 @@ class Explorer:
         scores = self.scores(method, seed, constraints).round(1)
         return pd.DataFrame(rows, index=scores.index).join(scores)
 
-    def figure(self, method: str, constraint: float, seed: int = 0) -> Figure:
-        """Kept heads and neurons of each layer, and the known scores by constraint.
+    def figure(self, method: str, constraint: float, seed: int = 0, curves: Iterable[str] = ()) -> Figure:
+        """Kept heads and neurons of each layer, and the known scores by constraint, of `curves`' methods, too.
 
         Mask values that rescaling or retraining changed are written on the heads.
         """
         masks = self.masks(method, constraint, seed)
         with matplotlib.rc_context(STYLE):
-            figure = Figure((8.6, 1.5 + 0.24 * max(len(masks.heads), 4)))
+            figure = Figure((8.6, _height(masks)))
             left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
             height = figure.get_figheight()
-            figure.subplots_adjust(0.055, 0.42 / height, 0.98, 1 - 0.3 / height, 0.16)
-            names = layer_names(len(masks.heads), len(masks.neurons))
-            _heads(left, masks, names)
-            _neurons(middle, masks, names[: len(masks.neurons)])
-            self._curve(right, method, constraint, seed)
+            figure.subplots_adjust(0.055, 0.6 / height, 0.98, 1 - 0.25 / height, 0.16)
+            _heads(left, masks)
+            _neurons(middle, masks)
+            self._curves(right, method, constraint, seed, curves)
         return figure
 
-    def _curve(self, panel, method: str, constraint: float, seed: int) -> None:
-        """Known scores by constraint; the vertical line is where the slider stands."""
-        _, color, marker = METHODS.get(method, (method, KEPT, "o"))
-        scores = self.scores(method, seed, sorted({*CONSTRAINTS, constraint}))
-        for name, style in {"pruned": {"mfc": "white", "linestyle": DASHED}, "retrained": {"linestyle": "-"}}.items():
-            points = scores[name].dropna()
-            if len(points):
-                panel.plot(100 * points.index, points, color=color, marker=marker, label=name.capitalize(), **style)
+    def pictures(self, method: str, constraint: float, seed: int = 0, curves: Iterable[str] = ()) -> str:
+        """What `figure` shows as HTML: three pictures, each with what it says as its label, that stand side by side
+        where there is room, and take the colours of JupyterLab's theme (`theme`)."""
+        masks = self.masks(method, constraint, seed)
+        height = _height(masks)
+        heads = f"{_ratio(masks.heads_kept, masks.heads)} heads kept, by layer: {masks.heads_kept}"
+        neurons = f"{_ratio(masks.neurons_kept, masks.neurons)} neurons kept, by layer: {masks.neurons_kept}"
+        with matplotlib.rc_context(STYLE | {"svg.fonttype": "none", "svg.hashsalt": "lfpr"}):
+            drawn = [
+                _svg(lambda panel: _heads(panel, masks), height, heads),
+                _svg(lambda panel: _neurons(panel, masks), height, neurons),
+                _svg(lambda panel: self._curves(panel, method, constraint, seed, curves), height),
+            ]
+        return f'<div class="lfpr-pictures">{"".join(drawn)}</div>'
+
+    def _curves(self, panel: Axes, method: str, constraint: float, seed: int, others: Iterable[str]) -> str:
+        """Known scores by constraint, one colour and name per method; a vertical line and rings show
+        where the slider stands. Returns what is drawn, in words."""
+        curves, said = [], []
+        for name in dict.fromkeys([method, *others]):
+            _, color, marker = METHODS.get(name, Look(name, KEPT, "o"))
+            scores = self.scores(name, seed, sorted({*CONSTRAINTS, constraint}))
+            for stage, looks in LOOKS.items():
+                points = scores[stage].dropna()
+                if points.empty:
+                    continue
+                x, chosen = 100 * points.index, points[points.index == constraint]
+                panel.plot(x, points, color=color, marker=marker, clip_on=False, gid=f"{name}-{stage}", **looks)
+                if name == method:
+                    ring = {"s": 70, "facecolors": "none", "edgecolors": color, "linewidths": 0.8, "clip_on": False}
+                    panel.scatter(100 * chosen.index, chosen, **ring)
+                curves.append((method_label(name), color, np.column_stack([x, points])))
+                said.append(f"{method_label(name)}, {stage}: {', '.join(_in_words(points))}")
         unpruned = self.unpruned()
         if unpruned:
-            panel.axhline(100 * unpruned.result["score"], color="0.3", linestyle=":", linewidth=0.9, label="Unpruned")
+            panel.axhline(100 * unpruned.result["score"], gid="unpruned", **REFERENCE)
+            said.append(f"unpruned: {unpruned.result['score']:.1%}")
         panel.axvline(100 * constraint, color="0.6", linewidth=0.8, zorder=0)
-        panel.grid(True)
-        panel.set(xlim=(5, 100), ylim=(0, 100), xlabel="Constraint (%)", title=score_label(self.experiment.name))
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(loc="lower right")
+        panel.grid(True, color=GRID)
+        label = score_label(self.experiment.name)
+        panel.set(xlim=(5, 100), ylim=(0, 100), xlabel="Constraint (%)", title=label)
+        handles = [handle(name == "retrained", name.capitalize()) for name in LOOKS]
+        handles[0].set_markerfacecolor(PAPER)
+        if curves:
+            handles.append(Line2D([], [], **REFERENCE, label="Unpruned"))
+            height = panel.get_position().height * panel.figure.get_figheight()
+            panel.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.38 / height), ncols=3)
+            _name(panel, curves)
         else:
-            panel.text(0.5, 0.5, "not scored yet", ha="center", va="center", transform=panel.transAxes, color="0.4")
+            place = {"ha": "center", "va": "center", "transform": panel.transAxes, "color": "0.3"}
+            panel.text(0.5, 0.5, "not scored yet", **place)
+        return f"{label} by constraint. {'; '.join(said)}" + ("" if curves else "; not scored yet")
 
 
-def _heads(panel, masks: Masks, names: list[str]) -> None:
-    kept = (masks.heads != 0).numpy()
-    panel.pcolormesh(kept, cmap=ListedColormap([CUT, KEPT]), vmin=0, vmax=1, edgecolors="w", linewidth=1.2)
+def _name(panel: Axes, curves: list[tuple[str, str, np.ndarray]]) -> None:
+    """Write the names of curves (name, colour, points [P, 2]) once each, where they cover least: beside a point."""
+    panel.figure.draw_without_rendering()  # so that places are known
+    ink, taken = [], []
+    for line in panel.lines:
+        places = line.get_transform().transform(line.get_xydata())
+        steps = np.linspace(0, len(places) - 1, 40 * len(places))
+        places = np.transpose([np.interp(steps, range(len(places)), column) for column in places.T])
+        ink += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in places]
+    for name, color in dict.fromkeys((name, color) for name, color, _ in curves):
+        text = panel.text(0, 0, name, color=color, fontsize=6.5, ha="center", va="center")
+        size = text.get_window_extent().size
+        own = np.concatenate([points for other, _, points in curves if other == name])
+        best = (np.inf, None)
+        for place, side in product(panel.transData.transform(own), product((-1, 0, 1), repeat=2)):
+            center = place + (size / 2 + 5) * side
+            box = Bbox([center - size / 2, center + size / 2])
+            outside = not (panel.bbox.contains(*box.min) and panel.bbox.contains(*box.max))
+            cost = box.count_overlaps(ink) + 1000 * (outside + box.count_overlaps(taken))
+            best = min(best, (cost, tuple(center)))
+        text.set_position(panel.transData.inverted().transform(best[1]))
+        taken.append(text.get_window_extent())
+
+
+def theme(scope: str) -> str:
+    """The style sheet of pictures within elements that CSS's selector `scope` names."""
+
+    def variables(colors: dict[str, str]) -> str:
+        return "".join(f"{_variable(light)}:{shown};" for light, shown in colors.items())
+
+    return f"""
+{scope} {{ {variables({color: color for color in DARK})} }}
+body[data-jp-theme-light="false"] {scope} {{ {variables(DARK)} }}
+{scope} .lfpr-pictures {{ display: grid; gap: 8px 12px; max-width: 1320px; }}
+{scope} .lfpr-pictures {{ grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); }}
+{scope} .lfpr-pictures svg {{ width: 100%; height: auto; }}
+{scope} .lfpr-pictures svg {{ color: var(--jp-ui-font-color1, #000); fill: currentColor; }}
+"""
+
+
+def _variable(color: str) -> str:
+    return f"--lfpr-{color[1:]}"
+
+
+def _svg(draw: Callable[[Axes], str | None], height: float, label: str = "") -> str:
+    """What `draw` draws on a panel as SVG, labelled by what it says or by `label`."""
+    figure = Figure((2.8, height))
+    figure.subplots_adjust(0.12, 0.6 / height, 0.97, 1 - 0.25 / height)
+    label = draw(figure.subplots()) or label
+    content = io.StringIO()
+    figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    svg = content.getvalue()
+    svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+    colors = {color: f"var({_variable(color)})" for color in DARK}
+    colors |= dict.fromkeys(("#000000", "#333333", "#4c4c4c"), "currentColor")
+    return re.sub(r"#[0-9a-f]{6}\b", lambda found: colors.get(found[0], found[0]), svg)
+
+
+def _height(masks: Masks) -> float:
+    """In inches, of pictures with a row per layer."""
+    return 1.4 + 0.24 * max(len(masks.heads), 5)
+
+
+def _ratio(kept: list[int], parts) -> str:
+    return f"{sum(kept)} of {parts.numel()}"
+
+
+def _in_words(points: pd.Series) -> list[str]:
+    return [f"{score:.1f} % at {constraint:.0%}" for constraint, score in points.items()]
+
+
+def _heads(panel: Axes, masks: Masks) -> None:
+    names, kept = layer_names(len(masks.heads), len(masks.neurons)), (masks.heads != 0).numpy()
+    panel.pcolormesh(kept, cmap=ListedColormap([CUT, KEPT]), vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.2)
     changed = not masks.equal(masks.binary())
     for (layer, head), value in np.ndenumerate(masks.heads.numpy()) if changed else ():
         if value:
             panel.text(head + 0.5, layer + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=5, color="w")
-    panel.set(title=f"{kept.sum()} of {kept.size} heads" + (" and their mask values" if changed else ""))
+    panel.set(title=f"{_ratio(masks.heads_kept, masks.heads)} heads" + (" and their mask values" if changed else ""))
     panel.set(xlabel="Head", ylabel=layer_axis(names))
     panel.set_xticks(np.arange(kept.shape[1]) + 0.5, np.arange(kept.shape[1]) + 1)
     _layers(panel, names, 0.5)
 
 
-def _neurons(panel, masks: Masks, names: list[str]) -> None:
+def _neurons(panel: Axes, masks: Masks) -> None:
+    names = layer_names(len(masks.heads), len(masks.neurons))[: len(masks.neurons)]
     kept, total = masks.neurons_kept, masks.neurons.shape[1]
     layers = range(len(kept))
     panel.barh(layers, [total] * len(kept), color=CUT, height=0.8)
@@ -170,128 +287,12 @@ def _neurons(panel, masks: Masks, names: list[str]) -> None:
         inside = count > 0.2 * total
         place = {"ha": "right", "color": "w"} if inside else {"ha": "left", "color": "0.2"}
         panel.text(count + (-0.02 if inside else 0.02) * total, layer, count, va="center", fontsize=6, **place)
-    panel.set(title=f"{sum(kept)} of {masks.neurons.numel()} neurons", xlim=(0, total), xlabel="Neuron")
+    panel.set(title=f"{_ratio(kept, masks.neurons)} neurons", xlim=(0, total), xlabel="Neuron")
     _layers(panel, names, 0)
 
 
-def _layers(panel, names: list[str], shift: float) -> None:
+def _layers(panel: Axes, names: list[str], shift: float) -> None:
     panel.set_yticks(np.arange(len(names)) + shift, names)
     panel.set_ylim(len(names) - 0.5 + shift, -0.5 + shift)  # the first layer on top
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
-
-
-class Panel(widgets.VBox):
-    """Controls in front of an `Explorer` for each experiment, opened when chosen.
-
-    `open_one(name)` opens an experiment, `experiments` are the names to choose from; the other arguments are where
-    the controls start.
-    """
-
-    def __init__(
-        self,
-        open_one: Callable,
-        experiments: Iterable[str],
-        experiment: str,
-        method: str = "label-free",
-        constraint: float = 0.4,
-        seed: int = 0,
-    ) -> None:
-        self._open_one, self._explorers, self._filling = open_one, {}, False
-        self.experiment = widgets.Dropdown(options=list(experiments), value=experiment, description="Experiment")
-        self.method = widgets.Dropdown(options=[method], value=method, description="Method")
-        ends = {"min": CONSTRAINTS[0], "max": 1, "step": 0.05, "readout_format": ".0%", "layout": {"width": "28em"}}
-        self.constraint = widgets.FloatSlider(constraint, description="Constraint", continuous_update=False, **ends)
-        self.seed = widgets.BoundedIntText(seed, min=0, max=99, description="Seed", layout={"width": "10em"})
-        self.buttons = {
-            "pruned": widgets.Button(description="Score", icon="play", tooltip="Shrink the model and score it"),
-            "retrained": widgets.Button(
-                description="Retrain", icon="refresh", tooltip="Retrain the model and score it"
-            ),
-        }
-        self.summary, self.progress = widgets.HTML(), widgets.Output()
-        self.picture = widgets.Image(format="png", layout={"max_width": "1000px", "width": "100%"})
-        self.experiment.observe(self._open, "value")
-        for control in (self.method, self.constraint, self.seed):
-            control.observe(self._show, "value")
-        for name, button in self.buttons.items():
-            button.on_click(lambda _, name=name: self._compute(name))
-        top = widgets.HBox([self.experiment, self.method, self.seed])
-        middle = widgets.HBox([self.constraint, *self.buttons.values()])
-        super().__init__([top, middle, self.summary, self.picture, self.progress])
-        self._open()
-
-    def __repr__(self) -> str:
-        return f"Panel of {self.experiment.value}: needs a running notebook"
-
-    @property
-    def explorer(self) -> Explorer:
-        """Of the chosen experiment."""
-        name = self.experiment.value
-        if name not in self._explorers:
-            self._explorers[name] = Explorer(self._open_one(name))
-        return self._explorers[name]
-
-    def _cell(self) -> dict:
-        """What the controls say."""
-        constraint = round(self.constraint.value, 2)
-        return {"method": self.method.value, "constraint": constraint, "seed": self.seed.value}
-
-    def _open(self, _=None) -> None:
-        with self._reporting():
-            self.summary.value = f"Opening {self.experiment.value} …"
-            method, methods = self.method.value, self.explorer.methods
-            self._filling = True  # the menu reports changes of its own while it is filled
-            self.method.options = [(method_label(name), name) for name in methods]
-            self.method.value = method if method in methods else methods[0]
-            self._filling = False
-            self._draw()
-
-    def _show(self, _=None) -> None:
-        if not self._filling:
-            with self._reporting():
-                self._draw()
-
-    def _compute(self, name: str) -> None:
-        with self._reporting():
-            self.explorer.unpruned(compute=True)
-            self.explorer.stage(name, **self._cell(), compute=True)
-            self._draw()
-
-    def _draw(self) -> None:
-        cell, explorer = self._cell(), self.explorer
-        self.summary.value = _summary(explorer, cell)
-        self.picture.value = _png(explorer.figure(**cell))
-        for name, button in self.buttons.items():
-            trainable = name != "retrained" or explorer.experiment.spec.ways
-            button.disabled = not trainable or explorer.stage(name, **cell) is not None
-
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Progress bars go below the picture, and so does an error; buttons rest meanwhile."""
-        for button in self.buttons.values():
-            button.disabled = True
-        with self.progress:
-            try:
-                yield
-                self.progress.clear_output()
-            except (ValueError, OSError) as error:
-                self._filling = False
-                self.progress.clear_output()
-                self.summary.value = f"<b>{escape(str(error))}</b>"
-
-
-def _summary(explorer: Explorer, cell: dict) -> str:
-    """What is kept and how it scores, in a line of HTML."""
-    kept = [f"<b>{share:.1%}</b> of {unit}" for unit, share in explorer.kept(explorer.masks(**cell)).items()]
-    stages = {"unpruned": explorer.unpruned()} | {name: explorer.stage(name, **cell) for name in STAGES}
-    scores = [f"{name} <b>{stage.result['score']:.1%}</b>" for name, stage in stages.items() if stage]
-    measure = escape(score_label(explorer.experiment.name).removesuffix(" (%)"))
-    return f"Kept: {', '.join(kept)}. {measure}: {', '.join(scores) or 'not computed yet'}."
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(content, format="png", dpi=150, pil_kwargs={"compress_level": 1})  # fast, not small
-    return content.getvalue()

@@ -1,14 +1,14 @@
 """Masks, cost and scores as the constraint moves, and the controls in front of them."""
 
-import io
+import re
 
 import pandas as pd
 import pytest
-from PIL import Image
 
 import lfpr
 from lfpr.experiments import open_experiment
-from lfpr.paper.explore import CONSTRAINTS, Explorer, Panel
+from lfpr.paper.explore import CONSTRAINTS, DARK, Explorer, theme
+from lfpr.paper.labels import METHODS
 
 SMALL = {"train_images": 24, "val_images": 16, "num_samples": 40, "score_batch": 20, "retrain_batch": 16}
 
@@ -65,9 +65,9 @@ def test_retrained_masks_are_shown_with_their_values(scored):
     assert [int(text.get_text()) for text in neurons.texts] == masks.neurons_kept
     bars = [bar.get_width() for bar in neurons.patches]
     assert bars == [384] * 4 + masks.neurons_kept
-    lines = {line.get_label(): line for line in curve.lines}
-    assert lines["Retrained"].get_ydata().tolist() == [100 * stage.result["score"]]
-    assert lines["Unpruned"].get_ydata()[0] == 100 * scored.unpruned().result["score"]
+    lines = {line.get_gid(): line for line in curve.lines}
+    assert lines["magnitude-retrained"].get_ydata().tolist() == [100 * stage.result["score"]]
+    assert lines["unpruned"].get_ydata()[0] == 100 * scored.unpruned().result["score"]
 
 
 def test_a_figure_without_scores_says_so(explorer, monkeypatch):
@@ -75,6 +75,50 @@ def test_a_figure_without_scores_says_so(explorer, monkeypatch):
     heads, _, curve = explorer.figure("random", 0.3, seed=5).axes
     assert heads.get_title().endswith("of 48 heads") and not heads.texts
     assert [text.get_text() for text in curve.texts] == ["not scored yet"] and curve.get_legend() is None
+
+
+@pytest.mark.parametrize("method", ["random", "label-free", "l1"])
+def test_the_point_just_scored_is_drawn_and_ringed(explorer, method):
+    explorer.unpruned(compute=True)
+    score = 100 * explorer.stage("pruned", method, 0.95, compute=True).result["score"]
+    *_, curve = explorer.figure(method, 0.95).axes
+    line = next(line for line in curve.lines if line.get_gid() == f"{method}-pruned")
+    assert (95, score) in zip(*line.get_data(), strict=True) and line.get_marker() == METHODS[method].marker
+    assert [95, score] in curve.collections[0].get_offsets().tolist()
+    assert f"{method.capitalize()}, pruned: " in (said := explorer.pictures(method, 0.95))
+    assert f"{score:.1f} % at 95%" in said
+
+
+def test_curves_of_several_methods_lie_on_another(scored):
+    scored.stage("pruned", "random", 0.5, compute=True)
+    *_, curve = scored.figure("label-free", 0.5, curves=["magnitude", "random"]).axes
+    names = {text.get_text(): text.get_color() for text in curve.texts}
+    assert names["Magnitude"] == METHODS["magnitude"].color and names["Random"] == METHODS["random"].color
+    colors = {line.get_gid(): line.get_color() for line in curve.lines}
+    assert colors["random-pruned"] == METHODS["random"].color and "magnitude-retrained" in colors
+    *_, alone = scored.figure("label-free", 0.5).axes
+    assert not any(str(line.get_gid()).startswith("random") for line in alone.lines)
+
+
+def test_the_pictures_take_the_colours_of_a_theme(scored):
+    pictures = scored.pictures("magnitude", 0.6, curves=["random"])
+    assert pictures == scored.pictures("magnitude", 0.6, curves=["random"])  # no date, no random names
+    assert pictures.count('<svg role="img" aria-label="') == 3
+    masks = scored.masks("magnitude", 0.6)
+    assert f'aria-label="{sum(masks.heads_kept)} of 48 heads kept, by layer: {masks.heads_kept}"' in pictures
+    colors = set(re.findall(r"#[0-9a-f]{6}\b", pictures))
+    assert not colors & {*DARK, "#000000", "#333333", "#4c4c4c"} and METHODS["magnitude"].color in colors
+    used, style = set(re.findall(r"var\((--lfpr-\w+)\)", pictures)), theme(".panel")
+    assert used and all(style.count(f"{name}:") == 2 for name in used)  # for light and for dark
+    assert re.findall(r"<text[^>]*>Magnitude</text>", pictures)  # text, which can be read and found
+
+
+def test_masks_are_ready_once_importance_is_there(explorer):
+    assert not explorer.ready("absolute", 0.4) and explorer.ready("magnitude", 0.4)
+    explorer.masks("absolute", 0.3)
+    assert explorer.ready("absolute", 0.4)
+    with pytest.raises(ValueError, match="constraint = 1.5"):
+        explorer.ready("magnitude", 1.5)
 
 
 def test_the_table_has_a_row_per_constraint(scored):
@@ -89,44 +133,6 @@ def test_bad_arguments_are_named(explorer):
         explorer.masks("l3", 0.4)
     with pytest.raises(ValueError, match="constraint = 1.5"):
         explorer.masks("magnitude", 1.5)
-
-
-@pytest.fixture
-def panel(scored):
-    return Panel(lambda name: scored.experiment, ["tap-textvqa", "other"], "tap-textvqa", "magnitude", 0.6)
-
-
-def test_the_panel_follows_its_controls(panel, scored):
-    size = Image.open(io.BytesIO(panel.picture.value)).size
-    assert size[0] > 1000 and "retrained <b>" in panel.summary.value
-    assert [value for _, value in panel.method.options] == list(scored.methods)
-    assert all(button.disabled for button in panel.buttons.values())  # both scores are there
-    before = panel.picture.value
-    panel.constraint.value = 0.65
-    assert panel.picture.value != before and "retrained <b>" not in panel.summary.value
-    assert f"{scored.kept(scored.masks('magnitude', 0.65))['parameters']:.1%}" in panel.summary.value
-    assert not any(button.disabled for button in panel.buttons.values())
-    panel.method.value, panel.seed.value = "random", 3
-    assert f"{scored.kept(scored.masks('random', 0.65, 3))['parameters']:.1%}" in panel.summary.value
-    panel.experiment.value = "other"
-    assert panel.method.value == "random" and len(panel._explorers) == 2
-
-
-def test_the_button_scores_the_model(panel, scored):
-    panel.constraint.value = 0.7
-    assert scored.stage("pruned", "magnitude", 0.7) is None
-    panel.buttons["pruned"].click()
-    score = scored.stage("pruned", "magnitude", 0.7).result["score"]
-    assert f"pruned <b>{score:.1%}" in panel.summary.value
-    assert panel.buttons["pruned"].disabled and not panel.buttons["retrained"].disabled
-
-
-def test_the_panel_shows_what_is_wrong(panel):
-    panel.constraint.min = 0.001
-    panel.constraint.value = 0.001
-    assert panel.summary.value == "<b>constraint = 0.0: must be in (0, 1]</b>"
-    panel.constraint.value = 0.3
-    assert "Kept: <b>" in panel.summary.value
 
 
 def test_the_sliders_steps_are_the_curves():
