@@ -5,7 +5,7 @@ import json
 import pandas as pd
 from registry import ROWS
 
-COLUMNS = ["row", "group", "what", "size", "other", "ours", "unit", "other_value", "our_value", "ratio", "bar", "met"]
+COLUMNS = ["row", "what", "size", "other", "ours", "unit", "other_value", "our_value", "ratio", "bar", "met"]
 COLUMNS += ["other_wall", "our_wall", "other_mb", "our_mb", "other_quality", "our_quality", "gflop", "rate", "share"]
 COLUMNS += ["details"]
 
@@ -18,14 +18,37 @@ Rendered by `make bench` from [benchmarks.csv](../paper_figures/benchmarks.csv);
 CPU seconds of each, so that other work on the machine disturbs little, and the least wall seconds. Ratios and bars are
 of CPU seconds. Memory is the peak of anonymous memory of a process forked for one way alone, beyond imports, model and
 inputs; pages of libraries do not count. Before each row the machine's float32 matrix products (1024 × 1024, one thread)
-were timed: {slowest:.0f} to {fastest:.0f} GFLOP/s. *Of that rate* is what a stage reaches of it: operations of its matrix
-products and attention ÷ seconds ÷ rate; what it lacks is spent on element-wise work, memory, factorisations (which are
-not counted) and float64, which runs at half the rate.
+were timed: {slowest:.0f} to {fastest:.0f} GFLOP/s. *Of that rate* is what a stage reaches of it: operations of its
+matrix products and attention ÷ seconds ÷ rate; what it lacks is spent on element-wise work, memory, factorisations
+(which are not counted) and float64, which runs at half the rate.
 
 Models have the real sizes and random weights, MiniLM its real ones. What a bar says: ≥, how many times as fast as the
 other way; ≤, our cost by the other's, or the number itself.
 """
-TITLES = {"stages": "Against the published ways"}
+TITLES = {
+    "stages": "Against the published ways",
+    "peers": "Against peers, on the real MiniLM",
+    "costs": "Loading, importing, running, reading",
+    "growth": "How memory and time grow",
+}
+LARGER = {"ViT-L, 257 tokens": (24, 1024, 257), "1 B parameters, 128 tokens": (32, 1600, 128)}  # layers, width, tokens
+SAMPLES = 512
+ONE = """**What bounds a batch of one.** By torch's profiler, a forward pass of the unpruned and of the shrunk model:
+
+{table}
+
+Pruning shrinks the products and attention. The rest, a fixed number of small operations and of calls from Python,
+stays:
+{rest}. So a batch of one gains less than its arithmetic says, and the more so the smaller the model.
+"""
+SCALE = """**Larger models.** Each stage was timed at three widths and two sample counts: some seconds a layer takes
+once (factorisations, removal costs), some for each sample; both grow with a power of the width. By these powers,
+{samples} samples, one thread of this machine at {rate:.0f} GFLOP/s, an estimate and not measured:
+
+{table}
+
+All stages but scoring go layer by layer, so they need one layer at a time beside its inputs; scoring runs the model.
+"""
 
 
 def table(frame: pd.DataFrame) -> str:
@@ -48,8 +71,7 @@ def table(frame: pd.DataFrame) -> str:
         }
     )
     shown = shown[[name for name in shown if shown[name].astype(bool).any()]]
-    lines = [shown.columns, ["---"] * len(shown.columns), *shown.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return _markdown([*shown], [*shown.itertuples(index=False)])
 
 
 def render(frame: pd.DataFrame) -> str:
@@ -57,10 +79,78 @@ def render(frame: pd.DataFrame) -> str:
     numbers = {"rows": len(frame), "barred": int(frame.bar.notna().sum()), "met": int((frame.met == "yes").sum())}
     parts = [HEAD.format(**numbers, slowest=frame.rate.min(), fastest=frame.rate.max())]
     for group, title in TITLES.items():
-        rows = frame[frame.group == group]
-        if len(rows):
-            parts += [f"## {title}\n", table(rows) + "\n", "\n".join(f"- **{ROWS[n].title}.** {ROWS[n].why}" for n in rows.row) + "\n"]
+        rows = frame[[ROWS[name].group == group for name in frame.row]]
+        if not len(rows):
+            continue
+        parts += [f"## {title}\n", table(rows) + "\n"]
+        reasons: dict[str, list[str]] = {}
+        for name in rows.row:
+            reasons.setdefault(ROWS[name].why, []).append(ROWS[name].title)
+        lines = [f"- **{'; '.join(titles)}.** {why}" for why, titles in reasons.items() if why]
+        unmet = {ROWS[name].unmet or "No reason known." for name in rows.row[rows.met == "no"]}
+        parts += ["\n".join(lines) + "\n"] if lines else []
+        parts += (
+            ["Bars that are not met:\n", "\n".join(f"- {reason}" for reason in sorted(unmet)) + "\n"] if unmet else []
+        )
+        parts += {"costs": _batch_of_one, "growth": _larger}.get(group, lambda frame: [])(frame)
     return "\n".join(parts)
+
+
+def _batch_of_one(frame: pd.DataFrame) -> list[str]:
+    found = {name: details(frame, f"one-{name[:3].lower()}") for name in ("ViT-B/16", "MiniLM")}
+    lines, rest = [], []
+    for name, known in found.items():
+        for way, title in (("other", "unpruned"), ("our", "shrunk")) if known else ():
+            spent = known[way]
+            lines.append([f"{name}, {title}", *(f"{ms:.1f}" for ms in spent.values())])
+        if known:
+            shares = (
+                1 - (known[way]["products"] + known[way]["attention"]) / sum(known[way].values())
+                for way in ("other", "our")
+            )
+            rest.append(f"{name}: {' → '.join(f'{share:.0%}' for share in shares)} of the time")
+            kinds = list(known["our"])
+    if not lines:
+        return []
+    return [ONE.format(table=_markdown(["ms", *kinds], lines), rest="; ".join(rest))]
+
+
+def _larger(frame: pd.DataFrame) -> list[str]:
+    lines = []
+    for name in frame.row[frame.row.str.startswith("width-")]:
+        known = details(frame, name)
+        powers = [known["fixed exponent"], known["further exponent"]]
+        line = [name.removeprefix("width-"), *(f"{power:.1f}" for power in powers)]
+        for layers, width, tokens in LARGER.values():
+            once, each = (
+                known[k][-1] * (width / known["widths"][-1]) ** p
+                for k, p in zip(("fixed", "further"), powers, strict=True)
+            )
+            line.append(_duration(layers * (once + each * SAMPLES * tokens / known["tokens"])))
+        lines.append(line)
+    if known := details(frame, "rearrangement-exponent"):
+        power = frame[frame.row == "rearrangement-exponent"].our_value.iloc[0]
+        line = ["rearrangement", f"{power:.1f}", "–"]
+        for layers, width, _ in LARGER.values():
+            line.append(_duration(layers * known["seconds"][-1] * (4 * width / known["widths"][-1]) ** power))
+        lines.append(line)
+    columns = ["stage", "exponent in width, once", "for each sample", *LARGER]
+    shown = {"samples": SAMPLES, "rate": frame.rate.median(), "table": _markdown(columns, lines)}
+    return [SCALE.format(**shown)] if lines else []
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _markdown(columns: list[str], lines: list) -> str:
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [columns, ["---"] * len(columns), *lines])
 
 
 def details(frame: pd.DataFrame, name: str) -> dict:

@@ -27,8 +27,8 @@ def decode(model: TAP, batch: Batch, steps: int) -> Tensor:
 
 
 def search(heads: Tensor, neurons: Tensor, head_cost: int, neuron_cost: int, budget: float) -> tuple[Tensor, Tensor]:
-    """0/1 masks [L, H] and [L, N] from gradients [B, L, H] and [B, L, N]: squares added, two sorts, and for each number of
-    heads two sums (Kwon et al., `search/mac.py`)."""
+    """0/1 masks [L, H] and [L, N] from gradients [B, L, H] and [B, L, N]: squares added, two sorts, and for each number
+    of heads two sums (Kwon et al., `search/mac.py`)."""
     values, orders = zip(*(x.pow(2).sum(0).view(-1).sort(descending=True) for x in (heads, neurons)), strict=True)
     most, best = 0.0, (0, 0)
     for count in range(1, len(values[0]) + 1):

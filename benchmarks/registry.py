@@ -3,9 +3,9 @@
     @row("decoding", "Greedy decoding", ("recomputed", "cached"), "faster", bar=6, why="…")
     def decoding(small: bool) -> Case: ...
 
-Its function builds what is measured and returns a `Case`, two functions to race, the other way first; or a `Figure`, two
-numbers that it measured itself. How they compare is `sense`: "faster", the other way's number over ours; "cost", ours
-over the other's; "value", our number alone. A `bar` is the least ratio for "faster", else the most.
+Its function builds what is measured and returns a `Case`, two functions to race, the other way first; or a `Figure`,
+two numbers that it measured itself. How they compare is `sense`: "faster", the other way's number over ours; "cost",
+ours over the other's; "value", our number alone. A `bar` is the least ratio for "faster", else the most.
 """
 
 import ctypes
@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """A benchmark; see the module. `more_mb`: how much more memory ours may take; `why` says who wins and why."""
+    """A benchmark; see the module. `more_mb`: how much more memory ours may take; `why` says who wins and why,
+    `unmet` what is in the way of a bar that is not met. `needs`: a package without which it is left out."""
 
     name: str
     group: str
@@ -76,6 +78,8 @@ class Row:
     bar: float | None = None
     more_mb: float | None = None
     unit: str = "CPU s"
+    unmet: str = ""
+    needs: str = ""
 
     @property
     def bars(self) -> str:
@@ -129,34 +133,41 @@ def rate(size: int = 1024) -> float:
     return 2 * size**3 / min(timed(lambda: a @ b, 4)[0] for _ in range(4)) / 1e9
 
 
-def operations(way: Callable[[], Any]) -> tuple[float, Any]:
-    """Floating-point operations of the products that torch runs in a run (not of factorisations), and what it gives."""
+def operations(way: Callable[[], Any]) -> float:
+    """Floating-point operations of the products that torch runs in a run; factorisations do not count."""
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-        result = way()
-    return counter.get_total_flops(), result
+        way()
+    return float(counter.get_total_flops())
 
 
-def peak_mb(way: Callable[[], Any]) -> float:
-    """MB of anonymous memory that a run takes at most, in a forked process, beyond what was there before; pages of files,
-    such as libraries, do not count."""
+def peak_mb(way: Callable[[], Any], mapped: bool = False) -> float:
+    """MB of anonymous memory that a run takes at most, in a process of its own, beyond what was there before. Pages of
+    files, such as libraries, do not count, unless they are `mapped` tensors that are to."""
+    return alone(way, mapped)[0]
+
+
+def alone(way: Callable[[], Any], mapped: bool = False) -> tuple[float, Any]:
+    """`peak_mb`, and the number that a run gives: in a forked process."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed would be used again unseen
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         try:
-            before, peak, done = _anonymous(), [0], threading.Event()
+            before, peak, done = _memory(mapped), [0], threading.Event()
 
             def watch() -> None:
-                while not done.wait(0.001):
-                    peak[0] = max(peak[0], _anonymous())
+                while not done.wait(0.002):
+                    peak[0] = max(peak[0], _memory(mapped))
 
             watcher = threading.Thread(target=watch)
             watcher.start()
-            way()
+            given = way()
+            peak[0] = max(peak[0], _memory(mapped))
             done.set()
             watcher.join()
-            os.write(writer, str((max(peak[0], _anonymous()) - before) / MB).encode())
+            found = (peak[0] - before) / MB, given if isinstance(given, float) else None
+            os.write(writer, json.dumps(found).encode())
         except BaseException:
             traceback.print_exc()
         finally:
@@ -167,19 +178,19 @@ def peak_mb(way: Callable[[], Any]) -> float:
     os.waitpid(child, 0)
     if not found:
         raise RuntimeError("the process whose memory was measured failed; its error is above")
-    return float(found)
+    return tuple(json.loads(found))
 
 
-def _anonymous() -> int:
+def _memory(mapped: bool) -> int:
     with open("/proc/self/statm") as file:
         _, resident, shared, *_ = map(int, file.read().split())
-    return (resident - shared) * PAGE
+    return (resident - (0 if mapped else shared)) * PAGE
 
 
 def measure(row: Row, small: bool = False) -> dict[str, Any]:
     """A line of the table: see `COLUMNS`."""
     found, speed = row.measure(small), rate()
-    line = {"row": row.name, "group": row.group, "what": row.title, "size": found.size, "unit": row.unit}
+    line = {"row": row.name, "what": row.title, "size": found.size, "unit": row.unit}
     line |= {"other": row.ways[0], "ours": row.ways[1], "bar": row.bars, "rate": speed}
     if isinstance(found, Figure):
         line |= {"other_value": found.other, "our_value": found.ours}
@@ -191,21 +202,23 @@ def measure(row: Row, small: bool = False) -> dict[str, Any]:
     other, ours = line["other_value"], line["our_value"]
     ratio = {"faster": lambda: other / ours, "cost": lambda: ours / other, "value": lambda: ours}[row.sense]()
     line["ratio"] = ratio / getattr(found, "divisor", 1)
-    line |= {"met": row.met(line["ratio"], line.get("our_mb", 0) - line.get("other_mb", 0)), "details": json.dumps(found.details)}
+    line |= {
+        "met": row.met(line["ratio"], line.get("our_mb", 0) - line.get("other_mb", 0)),
+        "details": json.dumps(found.details),
+    }
     return line
 
 
 def race(case: Case) -> dict[str, Any]:
-    """Both ways in turn: memory in processes of their own, then the least CPU seconds of the repeats."""
-    names, line = ("other", "our"), {}
-    for name, way in zip(names, case.ways.values(), strict=True):
-        line[f"{name}_mb"] = peak_mb(way)
-    *_, ours = case.ways.values()
-    counted, warm = operations(ours) if case.operations is None and case.counted else (case.operations or 0, None)
-    line["gflop"] = counted / 1e9
-    results, runs = {"our": warm}, {}
-    for repeat in range(case.repeats):
-        for name, way in zip(names, case.ways.values(), strict=True):
+    """Both ways in turn: memory in processes of their own, where our operations are counted, too; then the least CPU
+    seconds of the repeats."""
+    ways, line, results, runs = dict(zip(("other", "our"), case.ways.values(), strict=True)), {}, {}, {}
+    line["other_mb"], _ = alone(ways["other"])
+    count = case.counted and case.operations is None
+    line["our_mb"], counted = alone(partial(operations, ways["our"]) if count else ways["our"])
+    line["gflop"] = (counted if count else case.operations or 0) / 1e9
+    for _ in range(case.repeats):
+        for name, way in ways.items():
             cpu, wall, results[name] = timed(way, runs.get(name, 1))
             if name not in runs:  # the first run also says how many make a timing
                 runs[name] = max(1, round(SHORTEST / max(cpu, 1e-6)))
@@ -213,6 +226,4 @@ def race(case: Case) -> dict[str, Any]:
                     cpu, wall, _ = timed(way, runs[name])
             for key, seconds in ((f"{name}_value", cpu), (f"{name}_wall", wall)):
                 line[key] = min(line.get(key, seconds), seconds)
-    if case.quality:
-        line |= {f"{name}_quality": case.quality(results[name]) for name in names}
-    return line
+    return line | {f"{name}_quality": case.quality(results[name]) for name in ways if case.quality}

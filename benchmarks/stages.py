@@ -72,8 +72,8 @@ row(
     "Its gradients alone",
     ("step + 1 passes", "one pass"),
     "faster",
-    why="Both run backward through one pass alone, since decoded words carry no gradient; the published way runs one pass "
-    "more forward for each step before the scored one. At step 1 that is a third of the work, at later ones more.",
+    why="Both run backward through one pass alone, since decoded words carry no gradient; the published way runs one "
+    "pass more forward for each step before the scored one. At step 1 that is a third of the work, at later ones more.",
 )(partial(tap_gradients, whole=False))
 
 
@@ -95,8 +95,8 @@ def correlated(neurons: int, batches: int) -> tuple[Masks, MaskGradients]:
     "faster",
     bar=12,
     more_mb=20,
-    why="A step looks at running products of each member with the sum, instead of adding all members over all gradients "
-    "again. It takes a few MB more, for the products of each pair of members, in float64.",
+    why="A step looks at running products of each member with the sum, instead of adding all members over all "
+    "gradients again. It takes a few MB more, for the products of each pair of members, in float64.",
 )
 def rearrangement(small: bool) -> Case:
     neurons, batches = (256, 16) if small else (3072, 256)
@@ -159,10 +159,11 @@ def rescaling_ways(small: bool, samples: int, tokens: int, layers: int, design_m
     "faster",
     bar=2,
     why="Three and a third passes of a layer instead of six, none of them through the whole layer where its attention "
-    "suffices; heads by products, too, not by a row for each token and feature. Both end in the same eigenvalue problem.",
+    "suffices; heads by products, too, not by a row for each token and feature. Both end in the same "
+    "eigenvalue problem.",
 )
 def rescaling(small: bool) -> Case:
-    ways, size = rescaling_ways(small, 8 if small else 64, 16 if small else 128, 2, False)
+    ways, size = rescaling_ways(small, 8 if small else 32, 16 if small else 128, 2, False)
     return Case(ways, size, lambda masks: f"mean scale {masks.neurons[masks.neurons != 0].mean():.4f}", repeats=2)
 
 
@@ -180,7 +181,7 @@ def rescaling_design(small: bool) -> Figure:
         ways, _ = rescaling_ways(small, samples, 16 if small else 197, 1, True)
         return min(timed(ways[way])[0] for _ in range(1 if way == "other" else 3))
 
-    few, many = 8, 40
+    few, many = 4, 20
     theirs = seconds(2, "other") - seconds(1, "other")
     ours = (seconds(many, "ours") - seconds(few, "ours")) / (many - few)
     return Figure(theirs, ours, "a layer of BERT-base, half kept, 197 tokens")
@@ -195,10 +196,10 @@ def rescaling_design(small: bool) -> Figure:
     why="The same walk through the layers; the equations are those of all weights and not of their scales, in float64.",
 )
 def reconstruction(small: bool) -> Case:
-    layers, samples, tokens = (2, 10, 16) if small else (4, 40, 182)
+    layers, samples, tokens = (2, 10, 16) if small else (2, 32, 128)
     model = models.bert(layers, small=small)
     encoder = lfpr.prunable(model)
-    masks, batches = random_masks(encoder), list(models.inputs(model, samples, 8, tokens))
+    masks, batches = random_masks(encoder), list(models.inputs(model, samples, 4, tokens))
 
     def reconstruct() -> float:
         report = lfpr.reconstruct(model, lfpr.shrink(model, masks), batches, models.forward)
@@ -208,7 +209,7 @@ def reconstruction(small: bool) -> Case:
         report = lfpr.rescale(encoder, masks, batches, partial(models.forward, model)).report
         return 1 - sum(fit.after for fit in report) / sum(fit.before for fit in report)
 
-    size = f"{layers} layers of 768 (TAP's), half kept, {samples} samples of {tokens} tokens"
+    size = f"{layers} layers of BERT-base, half kept, {samples} samples of {tokens} tokens"
     return Case({"other": rescale, "ours": reconstruct}, size, lambda fell: f"error fell by {fell:.0%}", repeats=2)
 
 
@@ -237,8 +238,8 @@ SEARCH = {
     "ways": ("a sum for each number of heads", "cumulative sums"),
     "sense": "faster",
     "bar": 1,
-    "why": "Sums for all numbers of heads at once, from one sort. Squares are added in float64, one gradient after the other: "
-    "the published code makes a square of all of them, in float32.",
+    "why": "Sums for all numbers of heads at once, from one sort. Squares are added in float64, one gradient after the "
+    "other: the published code makes a square of all of them, in float32.",
 }
 row("search-tap", "Search: TAP", **SEARCH)(partial(searching, layers=4, batches=128))
 row("search-base", "Search: TAP12, BERT-base, ViT-B/16", **SEARCH)(partial(searching, layers=12, batches=64))
