@@ -215,7 +215,7 @@ def tp_scoring(small: bool) -> Case:
 def tp_per_sample(small: bool) -> Case:
     theirs = lambda: weight_gradients(small, importances()[2]())  # noqa: E731
     ours = lambda: fisher(small).importance()  # noqa: E731
-    return Case({"other": theirs, "ours": ours}, SIZE, repeats=2)
+    return Case({"other": theirs, "ours": ours}, SIZE, repeats=1)
 
 
 @row(
@@ -267,7 +267,7 @@ for number, (title, reason) in enumerate(zip(TORCH_PRUNING, REASONS, strict=True
     )
     def tp_whole(small: bool, number: int = number) -> Case:
         ways = {"other": lambda: by_torch_pruning(small, importances()[number]), "ours": partial(searched, small)}
-        return Case(ways, KEPT, partial(neighbours, small), counted=False, repeats=1)
+        return Case(ways, KEPT, partial(neighbours, small), counted=False, memory=False, repeats=1)
 
 
 @row(
@@ -280,7 +280,7 @@ for number, (title, reason) in enumerate(zip(TORCH_PRUNING, REASONS, strict=True
 )
 def against_kprune(small: bool) -> Case:
     ways = {"other": partial(by_kprune, small), "ours": partial(reconstructed, small)}
-    return Case(ways, KEPT, partial(neighbours, small), counted=False, repeats=1)
+    return Case(ways, KEPT, partial(neighbours, small), counted=False, memory=False, repeats=1)
 
 
 @row(
@@ -293,4 +293,4 @@ def against_kprune(small: bool) -> Case:
 )
 def against_kwon(small: bool) -> Case:
     ways = {"other": partial(by_kwon, small), "ours": partial(reconstructed, small)}
-    return Case(ways, KEPT, partial(neighbours, small), counted=False, repeats=1)
+    return Case(ways, KEPT, partial(neighbours, small), counted=False, memory=False, repeats=1)

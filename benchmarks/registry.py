@@ -48,6 +48,7 @@ class Case:
     divisor: float = 1.0
     operations: float | None = None
     counted: bool = True
+    memory: bool = True
     repeats: int = 3
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -213,10 +214,12 @@ def race(case: Case) -> dict[str, Any]:
     """Both ways in turn: memory in processes of their own, where our operations are counted, too; then the least CPU
     seconds of the repeats."""
     ways, line, results, runs = dict(zip(("other", "our"), case.ways.values(), strict=True)), {}, {}, {}
-    line["other_mb"], _ = alone(ways["other"])
-    count = case.counted and case.operations is None
-    line["our_mb"], counted = alone(partial(operations, ways["our"]) if count else ways["our"])
-    line["gflop"] = (counted if count else case.operations or 0) / 1e9
+    count, counted = case.counted and case.operations is None, case.operations or 0
+    if case.memory:
+        line["other_mb"], _ = alone(ways["other"])
+        line["our_mb"], given = alone(partial(operations, ways["our"]) if count else ways["our"])
+        counted = given if count else counted
+    line["gflop"] = counted / 1e9
     for _ in range(case.repeats):
         for name, way in ways.items():
             cpu, wall, results[name] = timed(way, runs.get(name, 1))
