@@ -62,11 +62,11 @@ def table(frame: pd.DataFrame) -> str:
             "other": [_amount(value, unit) for value, unit in zip(frame.other_value, frame.unit, strict=True)],
             "ours": [_amount(value, unit) for value, unit in zip(frame.our_value, frame.unit, strict=True)],
             "ratio": frame.ratio.map(_number),
-            "bar": frame.bar.fillna(""),
-            "met": frame.met.fillna("").map({"yes": "yes", "no": "**no**"}).fillna(""),
+            "bar": frame.bar.astype(object).fillna(""),
+            "met": frame.met.astype(object).map({"yes": "yes", "no": "**no**"}).fillna(""),
             "by wall clock": (frame.other_wall / frame.our_wall).map(_number),
             "MB": _pairs(frame.other_mb.map(_megabytes), frame.our_mb.map(_megabytes)),
-            "result": _pairs(frame.other_quality.fillna(""), frame.our_quality.fillna("")),
+            "result": _pairs(*(part.astype(object).fillna("") for part in (frame.other_quality, frame.our_quality))),
             "of that rate": frame.share.map(lambda share: "" if pd.isna(share) else f"{share:.0%}"),
         }
     )
@@ -93,6 +93,8 @@ def render(frame: pd.DataFrame) -> str:
             ["Bars that are not met:\n", "\n".join(f"- {reason}" for reason in sorted(unmet)) + "\n"] if unmet else []
         )
         parts += {"costs": _batch_of_one, "growth": _larger}.get(group, lambda frame: [])(frame)
+    if missing := [f"`{name}`" for name in ROWS if name not in set(frame.row)]:
+        parts.append(f"Not measured yet: {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 
