@@ -55,8 +55,8 @@ LOAD = {"ways": ("from_pretrained", "load_pruned"), "sense": "cost", "bar": 1.2}
     **LOAD,
     why="Both build the model without weights and assign the tensors of the file. Ours also compares names, shapes and "
     "widths with what the folder says, and never runs code from it.",
-    unmet="Loading: ours builds a model twice, at first without memory, so that a folder from anyone cannot take memory "
-    "that its weights do not say; transformers builds once and trusts its configuration.",
+    unmet="Loading: ours builds a model twice, at first without memory, so that a folder from anyone cannot take "
+    "memory that its weights do not say; transformers builds once and trusts its configuration.",
 )
 def load(small: bool) -> Case:
     theirs, ours = loading()
@@ -132,8 +132,8 @@ for name in OPENED:
         "value",
         bar=2,
         why="Files are found and checked, models and data read when they are first asked for.",
-        unmet="Opening: CLIP, SaL and MiniLM are classes of transformers, whose modelling code is imported for them; TAP's "
-        "layers are our own.",
+        unmet="Opening: CLIP, SaL and MiniLM are classes of transformers, whose modelling code is imported for them; "
+        "TAP's layers are our own.",
     )(partial(opening, name=name))
 
 
@@ -191,8 +191,8 @@ for name in ("ViT-B/16", "MiniLM"):
         bar=1.1,
         why="Smaller matrices, no masks and no indices. What pruning leaves as it is weighs more in a smaller model: "
         "normalisation, residual sums, embeddings.",
-        unmet="A shrunk model's time: layers are so narrow that normalisation, residual sums and calls from Python show, "
-        "see below for a batch of one.",
+        unmet="A shrunk model's time: layers are so narrow that normalisation, residual sums and calls from Python "
+        "show, see below for a batch of one.",
     )(partial(speed, name=name, batch=32 if name == "MiniLM" else 8))
     row(f"one-{name[:3].lower()}", f"{name}, a batch of one", **SPEED, why="")(partial(speed, name=name, batch=1))
 
@@ -255,6 +255,6 @@ for name in ("tap-textvqa", "clip-mscoco"):
         bar=10,
         unit="%",
         why="Time that loaders take in a stage's own process, of user CPU seconds.",
-        unmet="Reading: the models of the profile mini are small, so a batch is read in the time that answers take; for a "
-        "model of the real size the same reading is a small part.",
+        unmet="Reading: the models of the profile mini are small, so that a batch is read in much of the time that its "
+        "answers take; for a model of the real size the same reading is a small part.",
     )(partial(reading_share, name=name))

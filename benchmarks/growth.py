@@ -39,7 +39,7 @@ def stage(name: str, model: nn.Module, samples: int, batch: int = 8) -> Callable
 
 def memory(small: bool, name: str) -> Figure:
     """Peak memory of a stage at three numbers of samples."""
-    model, counts = models.bert(2, small=small), [8, 16, 32] if small else [16, 32, 64]
+    model, counts = models.bert(2, small=small), [8, 16, 32] if small else [32, 64, 128]
     found = [peak_mb(stage(name, model, count)) for count in counts]
     size = f"2 layers of 768, {counts[0]}, {counts[1]}, {counts[2]} samples of {TOKENS} tokens: "
     size += ", ".join(f"{mb:.0f}" for mb in found) + " MB"
