@@ -37,9 +37,8 @@ ONE = """**What bounds a batch of one.** By torch's profiler, a forward pass of 
 
 {table}
 
-Pruning shrinks the products and attention. The rest, a fixed number of small operations and of calls from Python,
-stays:
-{rest}. So a batch of one gains less than its arithmetic says, and the more so the smaller the model.
+Pruning shrinks products and attention. The rest, small operations in a fixed number and calls from Python, stays;
+{rest}. Where that is much, a batch of one gains less than its arithmetic says.
 """
 SCALE = """**Larger models.** Each stage was timed at three widths and two sample counts: some seconds a layer takes
 once (factorisations, removal costs), some for each sample; both grow with a power of the width. By these powers,
@@ -64,7 +63,6 @@ def table(frame: pd.DataFrame) -> str:
             "ratio": frame.ratio.map(_number),
             "bar": frame.bar.astype(object).fillna(""),
             "met": frame.met.astype(object).map({"yes": "yes", "no": "**no**"}).fillna(""),
-            "by wall clock": (frame.other_wall / frame.our_wall).map(_number),
             "MB": _pairs(frame.other_mb.map(_megabytes), frame.our_mb.map(_megabytes)),
             "result": _pairs(*(part.astype(object).fillna("") for part in (frame.other_quality, frame.our_quality))),
             "of that rate": frame.share.map(lambda share: "" if pd.isna(share) else f"{share:.0%}"),
@@ -171,7 +169,7 @@ def _number(value: float) -> str:
 
 def _amount(value: float, unit: str) -> str:
     if unit != "CPU s" or pd.isna(value):
-        return "" if pd.isna(value) else f"{_number(value)} {unit}".strip()
+        return "" if pd.isna(value) else f"{_number(value)} {'' if pd.isna(unit) else unit}".strip()
     return f"{_number(value)} s" if value >= 1 else f"{_number(1000 * value)} ms"
 
 
