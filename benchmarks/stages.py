@@ -164,8 +164,8 @@ def rescaling(small: bool) -> Case:
     bar=200,
     why="For a layer's neurons the design matrix has a row for each token and feature, and its products cost as many "
     "times more as there are features; sums over tokens give the same equations.",
-    unmet="A further image: both ways also run it through the layer, which the design matrix does not slow down; with a "
-    "quarter of the neurons kept its products are small, too, and the difference of two timings is noisy.",
+    unmet="A further image: both ways also run it through the layer, which the design matrix does not slow down; with "
+    "a quarter of the neurons kept its products are small, too, and the difference of two timings is noisy.",
 )
 def rescaling_design(small: bool) -> Figure:
     def seconds(images: int, way: str) -> float:
