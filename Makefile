@@ -17,7 +17,7 @@ export PYTHONHASHSEED := 0
 SUBSET := $(if $(filter default,$(GRID)),,--subset)
 UPDATING := $(if $(UPDATE),$(if $(SUBSET),$(error UPDATE=1: the committed tables are those of GRID=default))--update README.md)
 
-.PHONY: help setup paper rehearsal test lab docs baselines clean
+.PHONY: help setup paper rehearsal test bench lab docs baselines clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1|\2/p; s/^## (.*)/|\1/p' Makefile | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
@@ -52,6 +52,10 @@ test: setup ## ruff, pytest, and every notebook's committed outputs against a ne
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest tests
 	TQDM_DISABLE=1 OMP_NUM_THREADS=$(JOBS) $(PY) -m pytest --nbval --nbval-current-env notebooks
+
+bench: setup ## what the stages take beside the published ways and peers: docs/benchmarks.md (about 15 minutes of one core)
+## ONLY='load decoding': these rows alone, the others stay as they are
+	$(PY) benchmarks/bench.py --write $(if $(ONLY),--only $(ONLY))
 
 lab: setup ## JupyterLab on the notebooks; LAB_ARGS: its options
 	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python (lfpr)" >/dev/null  # the notebooks' kernel

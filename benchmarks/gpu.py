@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import models
 import torch
-from decoding import build, questions
 from torch import Tensor, nn
 
 import lfpr
@@ -30,7 +30,7 @@ from lfpr.clip.distil import distillation_loss
 from lfpr.clip.objectives import contrastive, image_features
 from lfpr.device import OnDevice, describe, find_device, forget_memory, memory_mb, moved, running, synchronise
 from lfpr.released import scoring
-from lfpr.tap.model import INVALID, TAP, TAPConfig
+from lfpr.tap.model import INVALID, TAP
 from lfpr.tap.objectives import label_free, labelled
 
 CONSTRAINT, STEP = 0.4, 1
@@ -55,9 +55,10 @@ class Subject:
 
 def tap(layers: int, text_layers: int, batches: int, small: bool, device: torch.device) -> Subject:
     """TAP on `device`: the same weights and questions on every device."""
-    model = build(small) if layers == 4 else _deep(layers, text_layers, small)
-    model = model.to(device)
-    loaded = [_with_targets(model, moved(questions(model.config, 8), torch.device("cpu")), i) for i in range(batches)]
+    model = models.tap(small, layers, text_layers).to(device)
+    loaded = [
+        _with_targets(model, moved(models.questions(model.config, 8), torch.device("cpu")), i) for i in range(batches)
+    ]
     loaded = list(OnDevice(loaded, device))
     encoder = lfpr.prunable(model)
     masks = lfpr.search(lfpr.random_importance(encoder, 0), lfpr.ParameterCost(encoder), CONSTRAINT)
@@ -93,12 +94,6 @@ def tap(layers: int, text_layers: int, batches: int, small: bool, device: torch.
         stages,
         8 * batches,
     )
-
-
-def _deep(layers: int, text_layers: int, small: bool) -> TAP:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 96, "intermediate_size": 384, "feature_size": 128} if small else {}
-    return TAP(TAPConfig(text_layers, layers, **sizes)).eval()
 
 
 def _with_targets(model: TAP, batch: dict[str, Tensor], seed: int) -> dict[str, Tensor]:

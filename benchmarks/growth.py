@@ -1,0 +1,84 @@
+"""How memory and time grow: with the number of samples, and with the width of layers."""
+
+from collections.abc import Callable
+from functools import partial
+
+import models
+import torch
+from registry import Figure, exponent, peak_mb, row, timed
+from stages import random_masks
+from torch import nn
+
+import lfpr
+from lfpr.fisher import gaussian_projection
+
+STAGES = ("scoring", "surgeon", "rescaling", "reconstruction")
+TOKENS = 64
+
+
+def stage(name: str, model: nn.Module, samples: int, batch: int = 8) -> Callable[[], object]:
+    """One run of a stage on random samples, which are made batch by batch."""
+    encoder, masks = lfpr.prunable(model), random_masks(lfpr.prunable(model))
+    generator = torch.Generator().manual_seed(0)
+
+    def project(x: torch.Tensor) -> torch.Tensor:
+        return gaussian_projection(models.forward(model, x).mean(1), generator)
+
+    def run() -> object:
+        batches = models.inputs(model, samples, batch, TOKENS)
+        if name == "scoring":
+            return lfpr.collect_gradients(encoder, batches, project, per_sample=True).importance()
+        if name == "surgeon":
+            return lfpr.surgeon_importance(encoder, batches, project)
+        if name == "rescaling":
+            return lfpr.rescale(encoder, masks, batches, partial(models.forward, model))
+        return lfpr.reconstruct(model, lfpr.shrink(model, masks), batches, models.forward)
+
+    return run
+
+
+def memory(small: bool, name: str) -> Figure:
+    """Peak memory of a stage at three numbers of samples."""
+    model, counts = models.bert(2, small=small), [8, 16, 32] if small else [32, 64, 128]
+    found = [peak_mb(stage(name, model, count)) for count in counts]
+    size = f"2 layers of 768, {counts[0]}, {counts[1]}, {counts[2]} samples of {TOKENS} tokens: "
+    size += ", ".join(f"{mb:.0f}" for mb in found) + " MB"
+    return Figure(found[0], max(found), size, details={"samples": counts, "MB": found})
+
+
+def width(small: bool, name: str) -> Figure:
+    """Seconds of a layer at three widths: what a stage takes once, and what each further sample adds."""
+    widths, few, many = ([64, 128, 192], 2, 10) if small else ([192, 384, 768], 8, 24)
+    fixed, further = [], []
+    for hidden in widths:
+        model = models.bert(1, hidden)
+        less, more = (timed(stage(name, model, count))[0] for count in (few, many))
+        further.append(max((more - less) / (many - few), 1e-6))
+        fixed.append(max(less - few * further[-1], 1e-4))
+    found = {"widths": widths, "fixed": fixed, "further": further, "tokens": TOKENS}
+    found |= {"fixed exponent": exponent(widths, fixed), "further exponent": exponent(widths, further)}
+    return Figure(None, found["further exponent"], f"a layer of {widths[0]} to {widths[-1]}", details=found)
+
+
+for name in STAGES:
+    if name != "surgeon":
+        row(
+            f"memory-{name}",
+            f"Memory of {name} by samples",
+            ("fewest samples", "most samples"),
+            "cost",
+            bar=1.05,
+            unit="MB",
+            unmet="Memory of scoring: a gradient per sample is kept, some kB each; what else grows was not traced.",
+            why="Batches stream through: what is kept are sums over tokens"
+            + (", and a gradient per sample." if name == "scoring" else ", and layers' inputs in a file."),
+        )(partial(memory, name=name))
+for name in STAGES:
+    row(
+        f"width-{name}",
+        f"Exponent of {name} in width",
+        ("–", "of a further sample"),
+        "value",
+        unit="",
+        why="",
+    )(partial(width, name=name))
