@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lfpr.checks import check_count
@@ -345,23 +344,11 @@ def _weightless(device: str, most: int, largest: int) -> Iterator[None]:
     hook = register_module_parameter_registration_hook(move)
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.device(device), _Undrawn():
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.device(device):
             yield
     finally:
         torch.set_default_dtype(dtype)
         hook.remove()
-
-
-class _Undrawn(TorchFunctionMode):
-    """`torch.nn.init` leaves tensors on the meta device alone: they have no values, but to draw them takes time."""
-
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
-            if tensor.is_meta:
-                return tensor
-        return function(*args, **kwargs)
 
 
 def check_harmless(values: dict[str, Any], path: Path) -> None:
