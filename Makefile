@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED := 0
 
 SUBSET := $(if $(filter default,$(GRID)),,--subset)
-UPDATING := $(if $(UPDATE),$(if $(SUBSET),$(error UPDATE=1: the committed tables are those of GRID=default))--update README.md)
+UPDATING := $(if $(UPDATE),$(if $(SUBSET),$(error UPDATE=1: the committed tables are those of GRID=default))--update README.md docs/results.md)
 
 .PHONY: help setup paper rehearsal test lab docs baselines clean
 
@@ -34,7 +34,7 @@ paper: setup ## the grid, every table and figure into runs/paper, and how far th
 ## GRID=full: all constraints and seeds; FULL=1 DATA=FOLDER: the papers' own, on your files
 ## GRID=smoke: two cells of one experiment, to try the workflow in two minutes
 ## DRY=1: what would be run, and about how long; OUT=FOLDER: tables and figures elsewhere
-## UPDATE=1: the new tables and figures become the committed ones, in paper_figures/ and the README
+## UPDATE=1: the new tables and figures become the committed ones, in paper_figures/, README.md and docs/results.md
 ## DEVICE=cpu, cuda, cuda:1: where models run; by default on a GPU if there is one
 ## JOBS=N: at once, by default 2 with a GPU, else one a core; PROFILE=workflow/profiles/slurm: another Snakemake profile
 	$(if $(DRY),$(PY) -m lfpr plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS) $(if $(DATA),--data $(call sh,$(value DATA))))

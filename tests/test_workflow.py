@@ -307,7 +307,7 @@ def test_make_paper_ends_with_the_comparison():
     assert f"--cores {cores} " in commands and "'out='\\''runs/paper'\\'''" in commands and "lfpr plan" not in commands
     assert commands.endswith("-m lfpr reproduce --committed paper_figures --new 'runs/paper'")
     assert paper("GRID=smoke", "OUT=/tmp/x").endswith("--new '/tmp/x' --subset")
-    assert paper("UPDATE=1").endswith("--new 'runs/paper' --update README.md")
+    assert paper("UPDATE=1").endswith("--new 'runs/paper' --update README.md docs/results.md")
     assert "reproduce" not in paper("FULL=1", "DATA=/data")
     dry = paper("DRY=1")
     assert "-m lfpr plan --grid workflow/grid.yaml:default" in dry and "--dry-run" in dry and "reproduce" not in dry

@@ -1,4 +1,4 @@
-"""Tables of texts: built, written as CSV, LaTeX and Markdown, and put into the README."""
+"""Tables of texts: built, written as CSV, LaTeX and Markdown, and put into documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def text_table(
 ) -> pd.DataFrame:
     """A table of texts from `rows`, key -> column -> text; `names` are those of the key's parts. Gaps hold "–"."""
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=None)
-    frame = (frame if columns is None else frame.reindex(columns=list(columns))).fillna(NONE)
+    frame = (frame if columns is None else frame.reindex(columns=list(columns))).astype(object).fillna(NONE)
     frame.index = pd.MultiIndex.from_tuples(rows, names=names)
     return frame
 
@@ -65,6 +65,11 @@ def update_readme(readme_path: str | Path, marker: str, markdown: str) -> None:
         )
     before, after = text.split(start)[0], text.split(end)[1]
     write_file(path, f"{before}{start}\n{markdown.strip()}\n{end}{after}".encode())
+
+
+def marked(document: str | Path, kind: str) -> list[str]:
+    """The names N of the places `<!-- kind N -->` in a document that `update_readme` can fill."""
+    return re.findall(rf"<!-- {re.escape(kind)} (\S+) -->", Path(document).read_text())
 
 
 def _no_bars(cell: str) -> str:

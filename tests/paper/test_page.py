@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lfpr.paper.page import write_page
-from lfpr.paper.tables import write_table
+from lfpr.paper.tables import marked, write_table
 from lfpr.paper.write import TABLES, write_all
 
 PAPER = Path(__file__).parents[2] / "paper_figures"
@@ -127,6 +127,16 @@ def test_the_committed_tables_are_of_the_committed_scores(tmp_path):
     assert len(files) > 60
     for file in files:
         assert file.read_bytes() == (PAPER / file.name).read_bytes(), file.name
+
+
+def test_the_documents_show_the_committed_tables():
+    shown = 0
+    for document in (PAPER.parent / "README.md", PAPER.parent / "docs" / "results.md"):
+        for name in marked(document, "results"):
+            table = (PAPER / f"table_{name}.md").read_text().strip()
+            assert f"<!-- results {name} -->\n{table}\n<!-- /results {name} -->" in document.read_text(), name
+            shown += 1
+    assert shown > 15
 
 
 def test_the_papers_notebook_shows_the_committed_tables():

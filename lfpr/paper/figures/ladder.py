@@ -112,6 +112,31 @@ def ladders(results: pd.DataFrame) -> Figure:
     return figure
 
 
+@table(
+    "table_ladder",
+    needs=("results",),
+    heading="What wins back what pruning loses",
+    caption=lambda results: (
+        "Scores (%) of the unpruned model and, with so much kept, of models pruned, refitted without training, "
+        f"retrained, and both ({' and '.join(results.profile.unique())} profile). Mean ± standard deviation."
+    ),
+    when=lambda results: len(_ladders(results)) > 1,
+)
+def ladders_table(results: pd.DataFrame) -> pd.DataFrame:
+    """The scores (%) of `ladders` at each experiment's own constraint: a row an experiment, a column a way.
+
+    Cells are as in `ladder_table`."""
+    table = {}
+    for experiment, steps in _ladders(results).items():
+        unpruned, own = scores(results, experiment)[0], spec_of(experiment).constraint
+        cells = table[title(experiment), f"{100 * own:g} %"] = {"Unpruned": f"{100 * unpruned:.1f}"}
+        for step in steps:
+            at = step.rows[step.rows.constraint == own]
+            if len(at):
+                cells[step.look.label] = mean_cell(next(over_seeds(at).itertuples()))
+    return text_table(table, ["Experiment", "Kept"], ["Unpruned", *COMPARED])
+
+
 def _ladder_caption(results: pd.DataFrame, experiment: str) -> str:
     steps, controls = _steps(results, experiment), _steps(results, experiment, random=True)
     against = f"{score_label(experiment)} against {spec_of(experiment).kept} (%) by ways to win back what pruning loses"
