@@ -32,7 +32,7 @@ setup: .venv/.done ## .venv with the pinned packages of requirements.lock, once
 
 paper: setup ## the grid, every table and figure into runs/paper, and how far they are from the committed ones
 ## GRID=full: all constraints and seeds; FULL=1 DATA=FOLDER: the papers' own, on your files
-## GRID=smoke: two cells of one experiment, to try the workflow in two minutes
+## GRID=smoke: two cells of one experiment, to try the workflow in 3 minutes of CPU time
 ## DRY=1: what would be run, and about how long; OUT=FOLDER: tables and figures elsewhere
 ## UPDATE=1: the new tables and figures become the committed ones, in paper_figures/, README.md and docs/results.md
 ## DEVICE=cpu, cuda, cuda:1: where models run; by default on a GPU if there is one
@@ -55,7 +55,7 @@ test: setup ## ruff, pytest, and every notebook's committed outputs against a ne
 
 lab: setup ## JupyterLab on the notebooks; LAB_ARGS: its options
 	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python (lfpr)" >/dev/null  # the notebooks' kernel
-	$(PY) -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS) notebooks/00_explore.ipynb
+	$(PY) -m jupyterlab $(LAB_ARGS) notebooks/00_explore.ipynb  # on the checkout, so that figures and runs/ are in reach
 
 docs: setup ## the API reference as HTML, in docs/api/
 	$(PY) -W ignore -m pdoc --template-directory docs/templates --output-directory docs/api lfpr \
