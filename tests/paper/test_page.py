@@ -73,6 +73,9 @@ def test_figures_and_tables_stand_with_their_experiment(folder):
     assert [image["src"] for image in page.images][2:4] == ["accuracy_tap-textvqa.png", "kept_tap-textvqa.png"]
     assert all(image["alt"] and (image["width"], image["height"]) == ("580", "232") for image in page.images)
     assert page.cells == ["Random & all", "1 ± 2"]
+    made = re.findall(r"made by papermill notebooks/(\w+).ipynb OUT.ipynb \(([\w.]+)\)", page.text)
+    assert made[:2] == [("06_paper", f"lfpr.paper.figures.curves.{name}") for name in ("overview", "accuracy")]
+    assert len(made) == 5  # of all but "latency", which is not registered
     assert "50 % of <all>" in page.text and "ms < MACs" in page.text and "results.csv: 2 rows" in page.text
     assert not re.search(r"https?:|//|<script|<link|@import|url\(", text)  # nothing is loaded from elsewhere
     assert all(media in text for media in ("prefers-color-scheme: dark", "@media print"))
