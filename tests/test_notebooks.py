@@ -19,7 +19,7 @@ from lfpr.experiments.run_grid import FIRST, others
 from lfpr.experiments.sentences import PACKAGE
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGES = ["01_data", "02_importance", "03_prune", "04_retrain", "05_evaluate", "06_paper"]
 
