@@ -57,10 +57,11 @@ lab: setup ## JupyterLab on the notebooks; LAB_ARGS: its options
 	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python (lfpr)" >/dev/null  # the notebooks' kernel
 	$(PY) -m jupyterlab $(LAB_ARGS) notebooks/00_explore.ipynb  # on the checkout, so that figures and runs/ are in reach
 
-docs: setup ## the API reference as HTML, in docs/api/
+docs: setup ## the API reference and the executed notebooks as HTML, in docs/api/
 	$(PY) -W ignore -m pdoc --template-directory docs/templates --output-directory docs/api lfpr \
 		$$($(PY) -c 'import lfpr, pkgutil; print(*(m.name for m in pkgutil.walk_packages(lfpr.__path__, "lfpr.")))') \
 		'!lfpr.__main__' '!lfpr.mini'
+	$(PY) -m nbconvert --log-level WARN --to html --embed-images --output-dir docs/api/notebooks notebooks/*.ipynb
 
 baselines: setup ## train the small models in data/mini/ anew
 	$(PY) -m lfpr.experiments.tap_baselines

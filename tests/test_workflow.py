@@ -281,6 +281,15 @@ def test_make_lists_its_targets():
         assert option in listed
 
 
+def test_make_docs_writes_the_reference_and_the_notebooks_as_they_are():
+    commands = make("-n", "docs").stdout
+    (notebooks,) = [line for line in commands.splitlines() if "nbconvert" in line]
+    assert "-m pdoc" in commands and "--to html" in notebooks and "--execute" not in notebooks
+    assert re.search(r"--output-dir (\S+)", notebooks)[1].startswith(
+        "docs/api/"
+    )  # which git ignores, and `make clean` removes
+
+
 def test_make_works_in_a_folder_whose_name_a_shell_could_take_apart(tmp_path):
     folder = tmp_path / "a b" / "é'x $HOME" / "lfpr"
     shutil.copytree(ROOT / "workflow", folder / "workflow")

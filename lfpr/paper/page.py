@@ -117,6 +117,6 @@ def show(folder: str | Path, *kinds: str) -> None:
         display(Markdown(f"*Nothing of {', '.join(kinds)} in these runs.*"))
     for stem in stems:
         if Path(folder, f"{stem}.png").exists():
-            display(Image(f"{folder}/{stem}.png", width=640), Markdown(f"*{captions[stem]}*"))
+            display(Image(f"{folder}/{stem}.png", width=640, alt=captions[stem]), Markdown(f"*{captions[stem]}*"))
         else:
             display(Markdown(Path(folder, f"{stem}.md").read_text()))
