@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED := 0
 
 SUBSET := $(if $(filter default,$(GRID)),,--subset)
-UPDATING := $(if $(UPDATE),$(if $(SUBSET),$(error UPDATE=1: the committed tables are those of GRID=default))--update README.md)
+UPDATING := $(if $(UPDATE),$(if $(SUBSET),$(error UPDATE=1: the committed tables are those of GRID=default))--update README.md docs/results.md)
 
 .PHONY: help setup paper rehearsal test bench lab docs baselines clean
 
@@ -32,9 +32,9 @@ setup: .venv/.done ## .venv with the pinned packages of requirements.lock, once
 
 paper: setup ## the grid, every table and figure into runs/paper, and how far they are from the committed ones
 ## GRID=full: all constraints and seeds; FULL=1 DATA=FOLDER: the papers' own, on your files
-## GRID=smoke: two cells of one experiment, to try the workflow in two minutes
+## GRID=smoke: two cells of one experiment, to try the workflow in 3 minutes of CPU time
 ## DRY=1: what would be run, and about how long; OUT=FOLDER: tables and figures elsewhere
-## UPDATE=1: the new tables and figures become the committed ones, in paper_figures/ and the README
+## UPDATE=1: the new tables and figures become the committed ones, in paper_figures/, README.md and docs/results.md
 ## DEVICE=cpu, cuda, cuda:1: where models run; by default on a GPU if there is one
 ## JOBS=N: at once, by default 2 with a GPU, else one a core; PROFILE=workflow/profiles/slurm: another Snakemake profile
 	$(if $(DRY),$(PY) -m lfpr plan --grid workflow/grid.yaml:$(GRID) --cores $(JOBS) $(if $(DATA),--data $(call sh,$(value DATA))))
@@ -59,12 +59,13 @@ bench: setup ## what the stages take beside the published ways and peers: docs/b
 
 lab: setup ## JupyterLab on the notebooks; LAB_ARGS: its options
 	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python (lfpr)" >/dev/null  # the notebooks' kernel
-	$(PY) -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS) notebooks/00_explore.ipynb
+	$(PY) -m jupyterlab $(LAB_ARGS) notebooks/00_explore.ipynb  # on the checkout, so that figures and runs/ are in reach
 
-docs: setup ## the API reference as HTML, in docs/api/
+docs: setup ## the API reference and the executed notebooks as HTML, in docs/api/
 	$(PY) -W ignore -m pdoc --template-directory docs/templates --output-directory docs/api lfpr \
 		$$($(PY) -c 'import lfpr, pkgutil; print(*(m.name for m in pkgutil.walk_packages(lfpr.__path__, "lfpr.")))') \
 		'!lfpr.__main__' '!lfpr.mini'
+	$(PY) -m nbconvert --log-level WARN --to html --embed-images --output-dir docs/api/notebooks notebooks/*.ipynb
 
 baselines: setup ## train the small models in data/mini/ anew
 	$(PY) -m lfpr.experiments.tap_baselines

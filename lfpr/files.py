@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 if TYPE_CHECKING:  # a grid's plan is read without torch
     from torch import Tensor
 
-SHIPPED = Path(__file__).parents[1] / "data" / "mini"  # baselines of the mini profile
 HEADER = 2**22  # bytes that the names and shapes of a safetensors file may take
 WHERE = "see data/README.md for what to download"
 
@@ -36,6 +35,10 @@ def checkout() -> Path | None:
     """The root of the source checkout that this package runs from; None where it is installed elsewhere."""
     root = Path(__file__).resolve().parents[1]
     return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
+
+
+SHIPPED = checkout() / "data" / "mini" if checkout() else Path(__file__).with_name("shipped")
+"""Baselines of the mini profile; in a wheel they are in the package, by the link that is there."""
 
 
 def shipped(experiment: str) -> Path:

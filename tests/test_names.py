@@ -17,7 +17,7 @@ from lfpr.training.retrain import ReSt
 
 ROOT = Path(__file__).parents[1]
 GRID_NOTEBOOKS = ("01_data", "02_importance", "03_prune", "04_retrain", "05_evaluate")
-TEXTS = [ROOT / "README.md", ROOT / "data/README.md", ROOT / "docs/published.md", ROOT / "docs/reconstruction.md"]
+TEXTS = [ROOT / "README.md", ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*TEXTS, *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
@@ -46,9 +46,7 @@ def resolve(name: str) -> object:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_name_is_there(path):
-    names = mentioned(path)
-    assert names
-    for name in sorted(names):
+    for name in sorted(mentioned(path)):
         resolve(name)
 
 
@@ -60,14 +58,23 @@ def test_a_name_that_is_not_there_is_noticed(tmp_path):
         resolve("lfpr.tap.write_nothing")
 
 
+def settings_named(text: str) -> list[str]:
+    return re.findall(r"[Ss]ettings? `([a-z_]+)", text) + re.findall(r"\{settings: \{([a-z_]+)", text)
+
+
+def test_what_is_looked_for_is_found():
+    everything = "".join(path.read_text() for path in TEXTS)
+    assert len(settings_named(everything)) > 10 and everything.count("-p ") > 10
+    assert all(mentioned(path) for path in DOCUMENTS if path.suffix == ".ipynb")
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_parameter_setting_and_file_is_there(path):
     text = path.read_text()
     parameters = {name for notebook in GRID_NOTEBOOKS for name in declared(notebook)}
     assert set(re.findall(r"-p ([a-z_]+)", text)) <= parameters
     settings = {field.name for kind in (TAPSettings, SaLSettings, CLIPSettings, ReSt) for field in fields(kind)}
-    named = re.findall(r"[Ss]ettings? `([a-z_]+)", text) + re.findall(r"\{settings: \{([a-z_]+)", text)
-    assert named and set(named) <= settings
+    assert set(settings_named(text)) <= settings
     for name in re.findall(r"`((?:tests|benchmarks|workflow|docs|lfpr)/[\w./-]+)`", text):
         assert (ROOT / name).exists() or name == "docs/api/", name
 

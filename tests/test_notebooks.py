@@ -19,6 +19,7 @@ from lfpr.experiments.run_grid import FIRST, others
 from lfpr.experiments.sentences import PACKAGE
 
 ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGES = ["01_data", "02_importance", "03_prune", "04_retrain", "05_evaluate", "06_paper"]
 
@@ -227,11 +228,22 @@ def test_nbval_fails_when_a_number_changes(tmp_path):
         assert passes or "mismatch" in run.stdout
 
 
-def test_files_named_in_the_readme_exist():
-    text = (ROOT / "README.md").read_text()
-    named = re.findall(r"\]\(([\w/.-]+)\)", text) + re.findall(
-        r"`((?:data|tests|workflow|paper_figures)/[\w/.-]+)`", text
-    )
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_files_named_in_documents_exist(path):
+    text = path.read_text()
+    named = re.findall(r"`((?:data|tests|workflow|paper_figures)/[\w/.-]+)`", text)
     named += [f"notebooks/{name}.ipynb" for name in re.findall(r"`(\d\d_\w+)`", text)]
-    assert len(named) > 8
     assert [name for name in named if not (ROOT / name).exists()] == []
+    links = re.findall(r"\]\(([\w/.-]+)(#[\w-]+)?\)", text)
+    assert links or named
+    for target, anchor in links:
+        assert (path.parent / target).exists(), target
+        heads = re.findall(r"^#+ (.+)", (path.parent / target).read_text(), re.MULTILINE) if anchor else ()
+        assert not anchor or anchor[1:] in [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads]
+
+
+def test_the_readme_is_short_and_its_pictures_are_described():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 150
+    for path in PAGES:
+        assert all(len(words) > 20 for words in re.findall(r"!\[(.*?)\]\(", path.read_text())), path

@@ -281,6 +281,15 @@ def test_make_lists_its_targets():
         assert option in listed
 
 
+def test_make_docs_writes_the_reference_and_the_notebooks_as_they_are():
+    commands = make("-n", "docs").stdout
+    (notebooks,) = [line for line in commands.splitlines() if "nbconvert" in line]
+    assert "-m pdoc" in commands and "--to html" in notebooks and "--execute" not in notebooks
+    assert re.search(r"--output-dir (\S+)", notebooks)[1].startswith(
+        "docs/api/"
+    )  # which git ignores, and `make clean` removes
+
+
 def test_make_works_in_a_folder_whose_name_a_shell_could_take_apart(tmp_path):
     folder = tmp_path / "a b" / "é'x $HOME" / "lfpr"
     shutil.copytree(ROOT / "workflow", folder / "workflow")
@@ -307,7 +316,7 @@ def test_make_paper_ends_with_the_comparison():
     assert f"--cores {cores} " in commands and "'out='\\''runs/paper'\\'''" in commands and "lfpr plan" not in commands
     assert commands.endswith("-m lfpr reproduce --committed paper_figures --new 'runs/paper'")
     assert paper("GRID=smoke", "OUT=/tmp/x").endswith("--new '/tmp/x' --subset")
-    assert paper("UPDATE=1").endswith("--new 'runs/paper' --update README.md")
+    assert paper("UPDATE=1").endswith("--new 'runs/paper' --update README.md docs/results.md")
     assert "reproduce" not in paper("FULL=1", "DATA=/data")
     dry = paper("DRY=1")
     assert "-m lfpr plan --grid workflow/grid.yaml:default" in dry and "--dry-run" in dry and "reproduce" not in dry

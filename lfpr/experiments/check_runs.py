@@ -67,7 +67,7 @@ def remove(folder: Path, runs: Path) -> None:
         for path in jobs.glob("*.ipynb"):
             metadata = read_metadata(path)
             if is_complete(metadata) and metadata["papermill"]["parameters"]["profile"] == profile:
-                metadata["lfpr"]["complete"] = False
+                metadata = metadata | {"lfpr": metadata["lfpr"] | {"complete": False}}
                 write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"metadata": metadata})
         grid = jobs.parent  # without the last of its files the workflow does not look for the first
         for made in (*jobs.glob("cells-*.json"), *grid.glob("tables.json"), *grid.glob("06_paper.ipynb")):
@@ -81,7 +81,7 @@ def main() -> int:
     parser.add_argument("--remove", action="store_true", help="remove it, to be made anew when it is needed")
     arguments = parser.parse_args()
     runs = arguments.runs.resolve() if arguments.runs else default_runs()
-    if not runs.is_dir():
+    if arguments.runs and not runs.is_dir():  # the default one is not there before the first run
         raise FileNotFoundError(f"runs = {str(runs)!r}: no such folder")
     found = list(damaged(runs))
     for folder, reason in found:

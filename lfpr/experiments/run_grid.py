@@ -14,32 +14,38 @@ says what would be run, and about how long it takes by what `runs/` knows of ear
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import math
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import psutil
-from tqdm import tqdm
 
 from lfpr.experiments.grid import NOTEBOOKS, STAGES, cells, inputs, load_grid, share, sources
 from lfpr.experiments.kinds import check_count, check_range
 from lfpr.experiments.parameters import check_parameters, find_notebook, nearest, project, source_hash
 from lfpr.experiments.runs import file_hash, fingerprint, finished_stages, read_provenance
-from lfpr.files import existing, saving, write_json
+from lfpr.files import checkout, existing, saving, write_json
 
 FIRST = "01_data"
 STUDYING = "05_evaluate"
 """The notebook that makes the studies of a plan."""
 STAGE_OF = {"03_prune": "prune", "04_retrain": "retrain"}
 """Notebook of a cell -> the stage in `runs/` that it makes."""
+AT_ONCE = "LFPR_JOBS_AT_ONCE"
+"""The environment's variable by which the workflow says that all of a grid is run, and how many jobs at once."""
+CLEAR = "\r\x1b[K"
+"""To a terminal: the line starts anew."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,15 @@ class Grid:
         label = label.replace(os.sep, "_")  # of a file, such as that of a submission
         return Step(notebook, parameters, folder / f"{name}{'-' if label else ''}{label}.ipynb")
 
+    def every_step(self) -> list[Step]:
+        """The steps of all experiments."""
+        return [step for experiment in self.plans for step in self.steps(experiment)]
+
+    def asked(self, step: Step) -> str:
+        """Identifies source and parameters of a step: of `made_of` what takes no reading of large files."""
+        parameters = {name: value for name, value in step.parameters.items() if name != "device"}
+        return fingerprint([_source_hash(step.notebook), parameters])
+
     def made_of(self, step: Step) -> str:
         """Identifies what an executed notebook was made of: source, parameters and input files, wherever it ran."""
         experiment = step.parameters["experiment"]
@@ -108,6 +123,11 @@ class Grid:
         """Whether the step was run, to the end and without error, from what is there now."""
         metadata = read_metadata(step.output)
         return is_complete(metadata) and metadata["lfpr"]["made_of"] == self.made_of(step)
+
+    def seems_there(self, step: Step) -> bool:
+        """As `there`, but for input files that changed: cheap enough to ask of every step, again and again."""
+        metadata = read_metadata(step.output)
+        return is_complete(metadata) and metadata["lfpr"].get("asked") in (None, self.asked(step))
 
 
 def others(plan: dict) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -132,9 +152,15 @@ def _input_hash(file: str) -> str:
 def read_metadata(notebook: Path) -> dict[str, Any]:
     """The metadata of an executed notebook; empty if there is none, or it was being written when its job ended."""
     try:
-        return json.loads(notebook.read_text(encoding="utf-8"))["metadata"]
+        status = notebook.stat()
+        return _read_metadata(notebook, status.st_mtime_ns, status.st_size)
     except (FileNotFoundError, ValueError):
         return {}
+
+
+@lru_cache(4096)
+def _read_metadata(notebook: Path, *version: int) -> dict[str, Any]:
+    return json.loads(notebook.read_text(encoding="utf-8"))["metadata"]
 
 
 def is_complete(metadata: dict[str, Any]) -> bool:
@@ -152,21 +178,22 @@ class Outcome:
     failed: dict[Path, str] = field(default_factory=dict)
 
 
-def run(grid: Grid, steps: Sequence[Step], title: str, max_memory_mb: float = 1500) -> Outcome:
-    """Run the steps that are not there yet, one after the other in one kernel, and show how far they are."""
+def run(grid: Grid, steps: Sequence[Step], title: str, max_memory_mb: float = 1500, jobs_at_once: int = 0) -> Outcome:
+    """Run the steps that are not there yet, one after the other in one kernel, and show how far they are; with
+    `jobs_at_once`, how far all of the grid is, of which other processes run the rest."""
     from lfpr.experiments.kernel import WarmKernel  # brings in papermill, which a plan does without
 
-    outcome, bar = Outcome(), _Progress(title, len(steps))
+    tally = Tally(grid, grid.every_step() if jobs_at_once else steps, max(jobs_at_once, 1))
+    outcome, bar = Outcome(), _Progress(title, tally)
     with WarmKernel(max_memory_mb) as kernel, bar:
         for step in steps:
             if grid.there(step):
                 outcome.there.append(step.name)
-                bar.done()
                 continue
             bar.start(step.name)
             started, error = time.perf_counter(), ""
             try:
-                about = {"made_of": grid.made_of(step)}
+                about = {"made_of": grid.made_of(step), "asked": grid.asked(step)}
                 with saving(step.output):
                     kernel.execute(step.notebook, step.output, step.parameters, cwd=step.notebook.parent, about=about)
                 outcome.ran.append(step.name)
@@ -183,33 +210,54 @@ def last_line(error: Exception) -> str:
     return f"{name}: {lines[-1]}" if lines else name
 
 
-class _Progress:
-    """One bar in a terminal, lines in a log."""
+class Tally:
+    """How far these steps are, whoever runs them: "118/300, about 12 minutes left", by the notebooks that are there.
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.count = title, total, 0
-        shown = sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "0") in ("", "0")
-        self.bar = tqdm(total=total, desc=title, unit="notebook") if shown else None
+    The time is what `Durations` expects of the others, shared by so many jobs at once; steps of which nothing is known
+    count as the mean of those that are.
+    """
+
+    def __init__(self, grid: Grid, steps: Sequence[Step], jobs_at_once: int = 1) -> None:
+        durations = Durations(grid.runs)
+        expected = [durations.expected(step) for step in steps]
+        usual = [seconds for seconds in expected if seconds is not None]
+        self.grid, self.jobs_at_once = grid, jobs_at_once
+        self.steps = [
+            (step, mean(usual) if usual and s is None else s) for step, s in zip(steps, expected, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        left = [seconds for step, seconds in self.steps if not self.grid.seems_there(step)]
+        text = f"{len(self.steps) - len(left)}/{len(self.steps)}"
+        if left and None not in left:
+            minutes = math.ceil(sum(left) / 60 / self.jobs_at_once)
+            text += f", about {minutes} minute{'s' * (minutes > 1)} left"
+        return text
+
+
+class _Progress:
+    """One line in a terminal, which several jobs may write over; in a log, a line for each notebook that was run."""
+
+    def __init__(self, title: str, tally: Tally) -> None:
+        self.title, self.tally, self.terminal = title, tally, sys.stdout.isatty()
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        if self.terminal:
+            print(CLEAR, end="", flush=True)
 
     def start(self, name: str) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix_str(name)
+        if self.terminal:
+            line = f"{self.tally}: {self.title} {name} …"
+            print(CLEAR + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
 
-    def done(self, line: str = "") -> None:
-        self.count += 1
-        if self.bar is None and line:
-            print(f"{self.title} {self.count}/{self.total} {line}", flush=True)
-        elif self.bar is not None:
-            self.bar.update()
-            if "FAILED" in line:
-                self.bar.write(line)
+    def done(self, line: str) -> None:
+        if not self.terminal:
+            print(f"{self.tally}: {self.title} {line}", flush=True)
+        elif "FAILED" in line:
+            print(f"{CLEAR}{self.title} {line}", flush=True)
 
 
 def failures(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -229,7 +277,8 @@ def failures(folder: Path) -> Iterator[tuple[Path, str]]:
 class Durations:
     """Seconds that notebooks took, from those below `runs` that were run to the end, and from the stages there.
 
-    A notebook that found its stage is quicker than one that made it, so the longer of both counts.
+    A notebook that found its stage is quicker than one that made it, so the longer of both counts. Where `runs` knows
+    nothing of the like, the committed minutes of stages do.
     """
 
     def __init__(self, runs: Path) -> None:
@@ -243,18 +292,33 @@ class Durations:
                 self.notebooks.setdefault(key, []).append((path.stem, papermill["duration"]))
 
     def expected(self, step: Step) -> float | None:
-        """The seconds of a step: as it took before, else the mean of its like; None if none was run."""
+        """The seconds of a step: as it took before, else the mean of its like; None if nothing is known of them."""
         place = step.parameters["experiment"], step.parameters["profile"]
         known = self.notebooks.get((*place, step.notebook.stem), [])
         same = [seconds for name, seconds in known if name == step.name]
-        stages = self._stage_seconds(*place, STAGE_OF.get(step.notebook.stem, ""))
+        stage = STAGE_OF.get(step.notebook.stem, "")
+        stages = self._stage_seconds(*place, stage)
         means = [max(same) if same else mean(s for _, s in known)] if known else []
-        return max(means + ([mean(stages)] if stages else []), default=None)
+        return max(means + ([mean(stages)] if stages else []), default=committed_seconds().get((*place, stage)))
 
     @cache  # noqa: B019 - one object a process
     def _stage_seconds(self, experiment: str, profile: str, stage: str) -> list[float]:
         folders = finished_stages(self.runs, f"{experiment}/{profile}/{stage}/*") if stage else ()
         return [read_provenance(folder)["seconds"] for folder in folders]
+
+
+@cache
+def committed_seconds() -> dict[tuple[str, str, str], float]:
+    """Seconds of a stage by experiment, profile and stage, from the checkout's `paper_figures/minutes.csv`, if any."""
+    table = (checkout() or Path()) / "paper_figures" / "minutes.csv"
+    if not table.is_file():
+        return {}
+    with table.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return {
+        (row["experiment"], row["profile"], row["stage"]): 60 * float(row["minutes"]) / float(row["runs"])
+        for row in rows
+    }
 
 
 def plan_lines(grid: Grid, cores: int) -> Iterator[str]:
@@ -337,7 +401,7 @@ def main() -> int:
         find_device(grid.device)
     sources(experiment, grid.plans[experiment], grid.data)  # says at once which of the user's files are missing
     title = experiment if job is None else f"{experiment} (job {job})"
-    outcome = run(grid, steps, title, arguments.max_memory_mb)
+    outcome = run(grid, steps, title, arguments.max_memory_mb, int(os.environ.get(AT_ONCE, 0)))
     counts = f"{len(outcome.ran)} notebooks ran, {len(outcome.there)} were there, {len(outcome.failed)} failed"
     print(f"{title}: {counts}; {sum(os.times()[:4]):.0f} CPU-seconds", flush=True)
     for path, error in outcome.failed.items():

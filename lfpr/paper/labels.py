@@ -37,6 +37,8 @@ METHODS = {
     "sensitivity": Look("Sensitivity (labels)", BROWN, "p"),
     "given": Look("Given masks", YELLOW, "*"),
 }
+REFITTING = ("kprune", "kprune-published")
+"""Methods that also refit the weights, as reconstruction does."""
 CONTROLS = {  # label of methods that only show what a part of another is worth
     "uniform": "Fisher, equal share per layer",
     "split-activation": "Fisher, neurons by activation",
@@ -145,5 +147,9 @@ def about(results: pd.DataFrame, experiment: str) -> str:
 
 def lines_note(rows: pd.DataFrame) -> str:
     """What the lines and bars of a figure of scores mean."""
+    refits = rows.method.isin(REFITTING) | rows.variant.fillna("").str.contains("reconstructed=True")
+    refitted = (
+        "dash-dotted, hollow: refitted without training; " if (refits & ~rows.retrained.astype(bool)).any() else ""
+    )
     bars = "; points are means over seeds, bars reach from the lowest to the highest" if rows.seed.nunique() > 1 else ""
-    return f"dashed, hollow: pruned; solid, filled: retrained; dotted: unpruned{bars}."
+    return f"dashed, hollow: pruned; {refitted}solid, filled: retrained; dotted: unpruned{bars}."

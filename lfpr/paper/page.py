@@ -1,8 +1,8 @@
 """One static page with every figure and table of a folder: `write_page("paper_figures")` writes `index.html`.
 
 The page is made from the files that are there and from `page.html.jinja`; what is of no single experiment comes first,
-headings and order are those of the registry (`lfpr.paper.registry.locate`). It loads nothing but the PNG files beside
-it, follows the reader's light or dark setting, and prints. The same files give the same bytes.
+headings, order and the command under each are those of the registry. It loads nothing but the PNG files beside it,
+follows the reader's light or dark setting, and prints. The same files give the same bytes.
 
 Captions: `captions.json` in the folder, `{"accuracy_tap-textvqa": "…"}`, or the argument; a table without one has
 the first line of its Markdown file.
@@ -21,8 +21,8 @@ from PIL import Image
 
 import lfpr.paper.figures  # noqa: F401  (fills the registry)
 from lfpr.experiments.specs import SPECS
+from lfpr.paper import registry
 from lfpr.paper.labels import spec_of
-from lfpr.paper.registry import locate
 from lfpr.paper.schema import write_file
 
 FORMATS = {"png": "PNG", "pdf": "PDF", "csv": "CSV", "tex": "LaTeX", "md": "Markdown"}
@@ -41,6 +41,7 @@ class Item:
     rows: list[list[str]]  # of the table, the head first
     experiment: str | None
     place: int
+    made_by: str  # a command; empty of what is not registered
 
 
 def write_page(folder: str | Path, captions: dict[str, str] | None = None, title: str = "Figures and tables") -> Path:
@@ -91,7 +92,7 @@ def find_items(folder: Path, captions: dict[str, str]) -> list[Item]:
 
 
 def _item(stem: str, files: dict[str, Path], captions: dict[str, str]) -> Item:
-    place, experiment, heading = locate(stem)
+    place, experiment, heading = registry.locate(stem)
     caption = captions.get(stem) or (files["md"].read_text().split("\n", 1)[0].strip() if "md" in files else "")
     size, rows = None, []
     if "png" in files:
@@ -101,7 +102,8 @@ def _item(stem: str, files: dict[str, Path], captions: dict[str, str]) -> Item:
         with files["csv"].open(newline="") as lines:
             rows = list(csv.reader(lines))
     names = {suffix: file.name for suffix, file in files.items()}
-    return Item(stem, heading, caption, names, size, rows, experiment, place)
+    made_by = registry.ENTRIES[place].made_by if place < len(registry.ENTRIES) else ""
+    return Item(stem, heading, caption, names, size, rows, experiment, place, made_by)
 
 
 def show(folder: str | Path, *kinds: str) -> None:
@@ -115,6 +117,6 @@ def show(folder: str | Path, *kinds: str) -> None:
         display(Markdown(f"*Nothing of {', '.join(kinds)} in these runs.*"))
     for stem in stems:
         if Path(folder, f"{stem}.png").exists():
-            display(Image(f"{folder}/{stem}.png", width=640), Markdown(f"*{captions[stem]}*"))
+            display(Image(f"{folder}/{stem}.png", width=640, alt=captions[stem]), Markdown(f"*{captions[stem]}*"))
         else:
             display(Markdown(Path(folder, f"{stem}.md").read_text()))

@@ -44,6 +44,12 @@ class Entry:
     variants: Callable[..., Mapping[str, dict]] | None = None
 
     @property
+    def made_by(self) -> str:
+        """The command that makes its files, and the function that draws it."""
+        notebook = "06_paper" if self.needs else "07_any_transformer"
+        return f"papermill notebooks/{notebook}.ipynb OUT.ipynb ({self.draw.__module__}.{self.draw.__name__})"
+
+    @property
     def by_experiment(self) -> bool:
         return "{experiment}" in self.name
 

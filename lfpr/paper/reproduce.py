@@ -3,14 +3,15 @@
     python -m lfpr.paper.reproduce --committed paper_figures --new runs/paper [--tolerance 1.5] [--subset]
 
 compares the scores of both folders' results.csv, prints a line, and exits with 1 if one differs by more than the
-tolerance or is missing. `--subset` compares what both have: for a smaller grid. `--update README.md` then copies the
-new tables and figures over the committed ones and renews the README's tables.
+tolerance or is missing. `--subset` compares what both have: for a smaller grid. `--update README.md docs/results.md`
+then copies the new tables and figures over the committed ones and renews the tables in these documents.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pandas as pd
 
 from lfpr.paper.page import FORMATS
 from lfpr.paper.schema import KEY, TOLERANCE, check_once, read, variant_text, write_file
-from lfpr.paper.tables import update_readme
+from lfpr.paper.tables import marked, update_readme
 
 NAMED = 10  # how many of the missing or additional scores are named
 
@@ -88,20 +89,27 @@ def _name(row) -> str:
     return ", ".join([f"{row.experiment} {row.method}{place}", *options])
 
 
-def update(new: str | Path, committed: str | Path, readme: str | Path) -> list[Path]:
-    """Copy the tables, figures, captions and page of `new` into `committed`, each atomically, and renew the README's
-    tables of the experiments in results.csv, which stand between `<!-- results EXPERIMENT -->` and its end.
+def update(new: str | Path, committed: str | Path, documents: Sequence[str | Path]) -> list[Path]:
+    """Copy the tables, figures, captions and page of `new` into `committed`, each atomically, and renew the tables in
+    Markdown `documents`: what stands between `<!-- results NAME -->` and its end is table_NAME.md.
 
-    Returns the files written. Files that `new` does not have stay. Raises ValueError if the README lacks a marker.
+    Returns the files written. Files that `new` does not have stay, and so do their tables in documents. Raises
+    ValueError, before it writes, if no document has a place for the scores of an experiment in results.csv.
     """
     results, new = read(new, "results"), Path(new)
+    places = [(document, name) for document in documents for name in marked(document, "results")]
+    if missing := set(results.experiment) - {name for _, name in places}:
+        raise ValueError(
+            f"documents = {[str(document) for document in documents]}: none has <!-- results {min(missing)} -->"
+        )
     suffixes = {f".{suffix}" for suffix in FORMATS}
     names = [file.name for file in sorted(new.iterdir()) if file.suffix in suffixes and not file.name.startswith(".")]
     names += [name for name in ("captions.json", "index.html") if (new / name).is_file()]
     files = [write_file(Path(committed, name), (new / name).read_bytes()) for name in names]
-    for experiment in results.experiment.unique():
-        update_readme(readme, f"results {experiment}", (new / f"table_{experiment}.md").read_text())
-    return [*files, Path(readme)]
+    for document, name in places:
+        if (table := new / f"table_{name}.md").is_file():
+            update_readme(document, f"results {name}", table.read_text())
+    return [*files, *map(Path, documents)]
 
 
 def main() -> None:
@@ -110,13 +118,15 @@ def main() -> None:
     options.add_argument("--new", default="runs/paper", help="folder of the new ones")
     options.add_argument("--tolerance", type=float, default=TOLERANCE, help="points that a score may differ")
     options.add_argument("--subset", action="store_true", help="compare what both have: for a smaller grid")
-    options.add_argument("--update", metavar="README", help="take over the new ones, and renew this file's tables")
+    options.add_argument(
+        "--update", metavar="FILE", nargs="+", help="take over the new ones, and renew these files' tables"
+    )
     arguments = options.parse_args()
     report = compare(arguments.committed, arguments.new, arguments.tolerance, arguments.subset)
     print(report)
     if arguments.update:
         files = update(arguments.new, arguments.committed, arguments.update)
-        print(f"{len(files)} files of {arguments.committed} and {arguments.update} renewed")
+        print(f"{len(files)} files renewed, of {arguments.committed} and {', '.join(arguments.update)}")
     elif not report.reproduced:
         sys.exit(1)
 

@@ -23,11 +23,13 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from lfpr.paper.labels import METHODS, spec_of
+from lfpr.paper.labels import METHODS, REFITTING, spec_of
 from lfpr.paper.schema import write_file
 
 STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("lfpr.mplstyle"), use_default_template=False)
 DASHED = (0, (3, 1.5))
+REFITTED = "-."
+DASHES = 2.8  # length of a line in a legend, in which dashes and dots can be told apart
 REFERENCE = {"color": "0.3", "linewidth": 0.9, "linestyle": ":"}  # a line to compare with, such as the unpruned model
 RANGE = ("pi", 100)  # seaborn's interval from the lowest to the highest value
 SINGLE, DOUBLE = 3.5, 7.2  # width in inches of one and of two columns
@@ -63,16 +65,25 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     return [write_file(Path(folder) / f"{name}.{kind}", content) for kind, content in contents.items()]
 
 
-def draw_line(panel: Axes, rows: pd.DataFrame, x: str, y: str = "score", filled: bool = True, **looks) -> None:
+def stage_look(color: str, retrained: bool, refitted: bool = False) -> dict:
+    """How a line and its markers say what was done, the same in every figure: dashed and hollow for pruned, dash-dotted
+    and hollow for refitted without training, solid and filled for retrained."""
+    style = "-" if retrained else REFITTED if refitted else DASHED
+    return {"color": color, "linestyle": style, "mfc": color if retrained else "white", "mec": color}
+
+
+def draw_line(
+    panel: Axes, rows: pd.DataFrame, x: str, y: str = "score", filled: bool = True, refitted: bool = False, **looks
+) -> None:
     """Means of column `y`, in per cent, against column `x`, with bars from the lowest to the highest value.
 
-    filled: markers and line, else hollow and dashed. `looks`: color, marker and what else seaborn's `lineplot` takes.
+    filled, refitted: as `stage_look`. `looks`: color, marker and what else seaborn's `lineplot` takes.
     """
     words = panel.get_xlabel(), panel.get_ylabel()
-    edge = {"mfc": looks["color"] if filled else "white", "mec": looks["color"], "mew": 1}
     bars = {"elinewidth": 0.8, "capsize": 1.5, "zorder": looks.get("zorder", 2) - 0.01}
-    looks = {"linestyle": "-" if filled else DASHED, "errorbar": RANGE, "err_style": "bars", "err_kws": bars} | looks
-    sns.lineplot(rows.assign(percent=100 * rows[y]), x=x, y="percent", ax=panel, **edge, **looks)
+    looks = stage_look(looks["color"], filled, refitted) | {"mew": 1} | looks
+    looks = {"errorbar": RANGE, "err_style": "bars", "err_kws": bars} | looks
+    sns.lineplot(rows.assign(percent=100 * rows[y]), x=x, y="percent", ax=panel, **looks)
     panel.set(xlabel=words[0], ylabel=words[1])  # seaborn writes the columns' names
 
 
@@ -83,7 +94,8 @@ def draw_curves(panel: Axes, rows: pd.DataFrame, unpruned: float, **looks) -> No
     for (method, retrained), line in rows.groupby(["method", "retrained"]):
         _, color, marker = METHODS[method]
         order = 4 - list(METHODS).index(method) / len(METHODS) - (not retrained)
-        draw_line(panel, line, "kept", filled=retrained, color=color, marker=marker, zorder=order, **looks)
+        more = {"refitted": method in REFITTING, "zorder": order} | looks
+        draw_line(panel, line, "kept", filled=retrained, color=color, marker=marker, **more)
     panel.grid(True)
 
 
@@ -168,14 +180,15 @@ def method_handles(rows: pd.DataFrame) -> list[Line2D]:
     ]
 
 
-def handle(retrained: bool, label: str) -> Line2D:
-    """What dashed and hollow or solid and filled lines stand for."""
-    face = "0.2" if retrained else "white"
-    return Line2D([], [], color="0.2", marker="o", linestyle="-" if retrained else DASHED, mfc=face, label=label)
+def handle(retrained: bool, label: str, refitted: bool = False) -> Line2D:
+    """What `stage_look` stands for."""
+    return Line2D([], [], marker="o", label=label, **stage_look("0.2", retrained, refitted))
 
 
 def stage_handles(rows: pd.DataFrame, experiment: str, unpruned: float) -> list[Line2D]:
     """Handles of pruned and retrained models, where `rows` have them, and of the unpruned one's line."""
-    labels = {False: "Pruned", True: f"Pruned + {spec_of(experiment).retraining}"}
-    found = [handle(retrained, label) for retrained, label in labels.items() if (rows.retrained == retrained).any()]
+    refitted = rows.method.isin(REFITTING) & ~rows.retrained
+    found = [handle(False, "Pruned")] if (~rows.retrained & ~refitted).any() else []
+    found += [handle(False, "Refitted", True)] if refitted.any() else []
+    found += [handle(True, f"Pruned + {spec_of(experiment).retraining}")] if rows.retrained.any() else []
     return [*found, Line2D([], [], **REFERENCE, label=f"Unpruned ({100 * unpruned:.1f} %)")]

@@ -1,4 +1,4 @@
-"""Tables of texts: built, written as CSV, LaTeX and Markdown, and put into the README."""
+"""Tables of texts: built, written as CSV, LaTeX and Markdown, and put into documents."""
 
 from __future__ import annotations
 
@@ -65,6 +65,11 @@ def update_readme(readme_path: str | Path, marker: str, markdown: str) -> None:
         )
     before, after = text.split(start)[0], text.split(end)[1]
     write_file(path, f"{before}{start}\n{markdown.strip()}\n{end}{after}".encode())
+
+
+def marked(document: str | Path, kind: str) -> list[str]:
+    """The names N of the places `<!-- kind N -->` in a document that `update_readme` can fill."""
+    return re.findall(rf"<!-- {re.escape(kind)} (\S+) -->", Path(document).read_text())
 
 
 def _no_bars(cell: str) -> str:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -14,7 +15,7 @@ import yaml
 from small_notebooks import made_up, ran
 
 from lfpr.__main__ import COMMANDS, main
-from lfpr.experiments import run_grid
+from lfpr.experiments import check_runs, run_grid
 from lfpr.experiments.parameters import check_parameters, declared, find_notebook, source_hash
 from lfpr.experiments.run_grid import Grid, failures, plan_lines
 from lfpr.experiments.run_notebook import output_name, parse
@@ -129,9 +130,11 @@ def test_what_fails_keeps_its_traceback_stops_no_other_and_is_named(grid, tmp_pa
     lines = done.stdout.splitlines()
     place = tmp_path / "runs" / "notebooks" / "tiny" / "tap-textvqa"
     error = "ValueError: method = 'l1': a made-up failure"
-    assert re.fullmatch(r"tap-textvqa 1/4 01_data \d+\.\d s", lines[0])
-    assert re.fullmatch(rf"tap-textvqa 3/4 03_prune-l1-0.4-seed0 \d+\.\d s FAILED: {error}", lines[2])
-    assert re.fullmatch(r"tap-textvqa 4/4 03_prune-label-free-0.4-seed0 \d+\.\d s", lines[3])
+    assert re.fullmatch(r"1/4, about \d minutes? left: tap-textvqa 01_data \d+\.\d s", lines[0])
+    assert re.fullmatch(
+        rf"2/4, about \d minutes? left: tap-textvqa 03_prune-l1-0.4-seed0 \d+\.\d s FAILED: {error}", lines[2]
+    )
+    assert re.fullmatch(r"3/4, about \d minutes? left: tap-textvqa 03_prune-label-free-0.4-seed0 \d+\.\d s", lines[3])
     assert re.fullmatch(r"tap-textvqa: 3 notebooks ran, 0 were there, 1 failed; \d+ CPU-seconds", lines[4])
     assert lines[5:] == [f"failed: {place / '03_prune-l1-0.4-seed0.ipynb'}: {error}"]
     assert list(failures(tmp_path / "runs" / "notebooks")) == [(place / "03_prune-l1-0.4-seed0.ipynb", error)]
@@ -176,15 +179,11 @@ def test_an_interrupted_notebook_is_run_again(grid, tmp_path):
 
 def test_the_plan_says_what_is_there_and_expects_what_it_knows(grid, tmp_path):
     lines = [line.split() for line in plan_lines(grid, cores=2)]
-    assert ["tap-textvqa", "01_data", "1", "0", "unknown"] in lines and [
-        "tap-textvqa",
-        "03_prune",
-        "3",
-        "0",
-        "unknown",
-    ] in lines
+    assert ["tap-textvqa", "01_data", "1", "0", "unknown"] in lines
+    prune = run_grid.committed_seconds()["tap-textvqa", "mini", "prune"]  # of paper_figures/minutes.csv
+    assert prune > 1 and ["tap-textvqa", "03_prune", "3", "0", f"{3 * prune / 60:.1f}"] in lines
     assert " ".join(lines[-1]).startswith(
-        "10 notebooks to run, about 0 minutes on 2 cores, and those that were not run"
+        "10 notebooks to run, about 1 minutes on 2 cores, and those that were not run"
     )
     run_grid.run(grid, grid.steps("tap-textvqa", 0), "tiny")
     lines = [line.split() for line in plan_lines(grid, cores=2)]
@@ -349,3 +348,49 @@ def test_commands_are_functions_without_arguments():
         module, _, function = place.partition(":")
         source = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py").read_text()
         assert re.search(rf"^def {function}\(", source, re.MULTILINE), place
+
+
+def test_each_line_of_a_log_says_how_far_the_whole_grid_is(grid, capsys):
+    run_grid.run(grid, grid.steps("tap-textvqa", 0), "job 0", jobs_at_once=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7 and all(re.match(r"\d/10, about \d+ minutes? left: job 0 0\d_", line) for line in lines)
+    assert [line[0] for line in lines] == list("1234567") and re.search(r"seed0 \d+\.\d s$", lines[1])
+    run_grid.run(grid, grid.steps("tap-textvqa", 1), "job 1", jobs_at_once=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": job 1")[0] for line in lines[-1:]] == ["10/10"] and lines[0].startswith("8/10, about ")
+    run_grid.run(grid, grid.steps("tap-textvqa", 1), "job 1", jobs_at_once=2)
+    assert capsys.readouterr().out == ""  # nothing was run
+
+
+def test_the_time_left_is_that_of_what_is_not_there_shared_by_the_jobs(grid, monkeypatch):
+    seconds = {"03_prune": 90.0, "04_retrain": 180.0}
+    monkeypatch.setattr(run_grid.Durations, "expected", lambda self, step: seconds.get(step.notebook.stem))
+    tally = lambda jobs: str(run_grid.Tally(grid, grid.every_step(), jobs))  # noqa: E731
+    assert tally(1) == "0/10, about 23 minutes left"  # 3 of 90 s, 3 of 180 s, and 4 unknown ones as their mean
+    assert tally(2) == "0/10, about 12 minutes left"
+    (step,) = [step for step in grid.every_step() if step.notebook.stem == "01_data"]
+    run_grid.run(grid, [step], "tiny")
+    assert tally(1) == "1/10, about 21 minutes left"
+    source = grid.notebooks / "01_data.ipynb"
+    source.write_text(source.read_text().replace("# A notebook", "# Another"))
+    run_grid._source_hash.cache_clear()
+    assert tally(1).startswith("0/10")  # made of another source
+    seconds.clear()
+    assert tally(1) == "0/10"
+
+
+def test_a_terminal_has_one_line_that_is_written_anew(grid, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(run_grid.shutil, "get_terminal_size", lambda: os.terminal_size((50, 24)))
+    failing = {"tap-textvqa": PLAN | {"cells": [{"method": "l1", "constraint": 0.4}]}}
+    grid = replace(grid, plans=failing)
+    run_grid.run(grid, grid.steps("tap-textvqa", 0), "tiny")
+    written = capsys.readouterr().out.split(run_grid.CLEAR)
+    assert all("\n" not in line and len(line) < 50 for line in written if "FAILED" not in line)
+    assert sum("FAILED: ValueError: method = 'l1'" in line for line in written) == 2 and written[-1] == ""
+
+
+def test_before_the_first_run_nothing_is_damaged(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check_runs, "default_runs", lambda: tmp_path / "runs")
+    assert main(["check", "--remove"]) == 0 and capsys.readouterr().out == ""
+    assert main(["check", "--runs", f"{tmp_path}/none"]) == 2 and "no such folder" in capsys.readouterr().err

@@ -20,7 +20,8 @@ def test_minutes_are_those_of_one_run(minutes):
 
 def test_speed_is_relative_to_the_unpruned_model(speeds):
     panel = speed(speeds).axes[0]
-    assert points(panel, BLUE) == [(45, 50)]
+    assert points(panel, BLUE) == [(50, 0)] and [bar.get_width() for bar in panel.patches] == [45]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["TAP, TextVQA"]
     table = speed_table(speeds)
     assert [model for _, model, _ in speed_table(speeds[::-1]).index] == ["unpruned", "pruned"]
     assert table.loc[("TAP, TextVQA", "pruned", "40 %")].tolist() == ["0.40", "0.9", "1.6", "5.00", "45", "50"]

@@ -190,3 +190,23 @@ def test_masks_without_a_search_stand_by_what_they_keep(clip_results):
     names = [name for name, *_ in items({"results": rows})]
     assert {f"unsearched_{CLIP}", f"table_{CLIP}_unsearched"} <= set(names)
     assert not [name for name, *_ in items({"results": clip_results}) if "unsearched" in name]
+
+
+def test_what_was_run_at_one_share_alone_is_left_out_of_the_overview(tables):
+    results = tables["results"]
+    lone = results[(results.method == "random") & (results.constraint == 0.4)].assign(method="fisher")
+    every = pd.concat([results, lone])
+    every = pd.concat([every, every.assign(experiment="clip-mscoco")])
+    assert heights(accuracy(every, NAME).axes[0], METHODS["fisher"].color)
+    assert not heights(overview(every).axes[0], METHODS["fisher"].color)
+    one = every[(every.constraint == 0.4) | (every.method == "unpruned")]
+    assert heights(overview(one).axes[0], METHODS["fisher"].color)  # all were
+
+
+def test_what_refits_is_dash_dotted(tables):
+    results = tables["results"]
+    refitted = results[(results.method == "random") & ~results.retrained].assign(method="kprune")
+    figure = accuracy(pd.concat([results, refitted]), NAME)
+    line, *_ = [line for line in figure.axes[0].lines if line.get_color() == METHODS["kprune"].color]
+    assert line.get_linestyle() == "-." and line.get_markerfacecolor() == "white"
+    assert "Refitted" in texts(figure) and "Refitted" not in texts(accuracy(results, NAME))

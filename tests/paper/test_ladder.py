@@ -6,7 +6,7 @@ import pytest
 from small_tables import CLIP, NAME, add, points, result, small_results, texts
 
 from lfpr.experiments.specs import SPECS
-from lfpr.paper.figures import ladder, ladder_table, ladders, seconds
+from lfpr.paper.figures import ladder, ladder_table, ladders, ladders_table, seconds
 from lfpr.paper.labels import METHODS, WAYS, way_look
 from lfpr.paper.registry import items, locate
 
@@ -64,7 +64,8 @@ def test_the_legend_has_the_ladders_order_and_what_is_retrained_is_solid(ways):
     assert faces == ["white"] * 4 + [WAYS["Retrained"].color]
     panel = ladder(ways, NAME).axes[0]
     of_way = {kind: [line for line in panel.lines if line.get_color() == look.color] for kind, look in WAYS.items()}
-    assert of_way["Retrained"][0].get_linestyle() == "-" and of_way["K-prune"][0].get_linestyle() == "--"
+    assert of_way["Retrained"][0].get_linestyle() == "-" and of_way["K-prune"][0].get_linestyle() == "-."
+    assert of_way["Pruned"][0].get_linestyle() == "--" and of_way["Reconstructed"][0].get_linestyle() == "-."
     assert of_way["Reconstructed"][0].get_markerfacecolor() == "white"
 
 
@@ -162,6 +163,16 @@ def test_all_ladders_side_by_side(ways):
     expected = ["Pruned", "K-prune", "Reconstructed", "Retrained", "Unpruned"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == expected
     assert names(every)[0] == "ladder" and "ladder" not in names(ways)
+    table = ladders_table(every)
+    assert table.columns.tolist() == ["Unpruned", *expected[:4], "Reconstructed, retrained"]
+    assert table.loc[("TAP, TextVQA", "40 %")].tolist() == [
+        "81.3",
+        "77.0 ± 1.0",
+        "60.0",
+        "72.0 ± 2.0",
+        "79.3 ± 0.6",
+        "–",
+    ]
 
 
 def test_many_ladders_stand_in_two_rows(ways):
@@ -180,7 +191,7 @@ def test_captions_say_what_was_run(ways):
     assert captions[f"table_ladder_{NAME}"].endswith("seconds of computing at 40 %.")
     without = {name: caption for name, caption, _ in items({"results": ways[ways.method != "random"]})}
     assert "random masks" not in without[f"ladder_{NAME}"]
-    assert locate(f"table_ladder_{NAME}")[1:] == (NAME, "What wins back what pruning loses")
+    assert locate(f"table_ladder_{NAME}")[1:] == (NAME, "What wins back what pruning loses, in numbers")
     assert locate("ladder")[1] is None and locate("overview") < locate("ladder") < locate("table_agreement")
 
 

@@ -86,3 +86,10 @@ def test_what_is_not_there_is_named(tables):
         kept_per_layer(tables["layers"], NAME, seed=7)
     with pytest.raises(ValueError, match=r"importance = -1\.0"):
         importance_map(tables["importance"].assign(importance=-1.0), NAME)
+
+
+def test_mask_values_of_one_share_have_a_title_instead_of_a_legend(tables):
+    values = tables["mask_values"]
+    several, one = mask_values(values, NAME), mask_values(values[values.constraint == 0.4], NAME)
+    assert several.legends and not several.axes[0].get_title()
+    assert not one.legends and one.axes[0].get_title() == "40 % of MMT parameters kept"

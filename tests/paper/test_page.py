@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lfpr.paper.page import write_page
-from lfpr.paper.tables import write_table
+from lfpr.paper.tables import marked, write_table
 from lfpr.paper.write import TABLES, write_all
 
 PAPER = Path(__file__).parents[2] / "paper_figures"
@@ -73,6 +73,9 @@ def test_figures_and_tables_stand_with_their_experiment(folder):
     assert [image["src"] for image in page.images][2:4] == ["accuracy_tap-textvqa.png", "kept_tap-textvqa.png"]
     assert all(image["alt"] and (image["width"], image["height"]) == ("580", "232") for image in page.images)
     assert page.cells == ["Random & all", "1 ± 2"]
+    made = re.findall(r"made by papermill notebooks/(\w+).ipynb OUT.ipynb \(([\w.]+)\)", page.text)
+    assert made[:2] == [("06_paper", f"lfpr.paper.figures.curves.{name}") for name in ("overview", "accuracy")]
+    assert len(made) == 5  # of all but "latency", which is not registered
     assert "50 % of <all>" in page.text and "ms < MACs" in page.text and "results.csv: 2 rows" in page.text
     assert not re.search(r"https?:|//|<script|<link|@import|url\(", text)  # nothing is loaded from elsewhere
     assert all(media in text for media in ("prefers-color-scheme: dark", "@media print"))
@@ -127,6 +130,16 @@ def test_the_committed_tables_are_of_the_committed_scores(tmp_path):
     assert len(files) > 60
     for file in files:
         assert file.read_bytes() == (PAPER / file.name).read_bytes(), file.name
+
+
+def test_the_documents_show_the_committed_tables():
+    shown = 0
+    for document in (PAPER.parent / "README.md", PAPER.parent / "docs" / "results.md"):
+        for name in marked(document, "results"):
+            table = (PAPER / f"table_{name}.md").read_text().strip()
+            assert f"<!-- results {name} -->\n{table}\n<!-- /results {name} -->" in document.read_text(), name
+            shown += 1
+    assert shown > 15
 
 
 def test_the_papers_notebook_shows_the_committed_tables():

@@ -33,8 +33,8 @@ def test_rank_scatter_draws_ranks(importance):
 
 def test_scoring_draws_means_over_seeds(scorings):
     correlation, overlap = scoring(scorings).axes
-    assert points(correlation, BLUE) == [(0.7, 0)] and points(correlation, ORANGE) == [(0.5, 0)]
-    assert points(overlap, BLUE) == [(35, 0)]
+    assert points(correlation, BLUE) == [(0.7, -0.15)] and points(correlation, ORANGE) == [(0.5, 0.15)]  # beside it
+    assert points(overlap, BLUE) == [(35, -0.15)]
     assert [label.get_text() for label in correlation.get_yticklabels()] == ["TAP, TextVQA: released"]
 
 

@@ -124,14 +124,15 @@ def test_an_update_takes_over_figures_tables_and_the_readmes(committed, tmp_path
     write_all(new)
     (new / ".unfinished.csv").write_text("")
     (committed / "minilm.png").write_bytes(b"stays")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# A\n<!-- results {NAME} -->\nold\n<!-- /results {NAME} -->\n")
-    files = update(new, committed, readme)
+    readme, other = tmp_path / "README.md", tmp_path / "results.md"
+    readme.write_text("<!-- results ladder -->stays: one experiment has none<!-- /results ladder -->")
+    other.write_text(f"# A\n<!-- results {NAME} -->\nold\n<!-- /results {NAME} -->\n")
+    files = update(new, committed, [readme, other])
     names = {path.name for path in new.iterdir()} - {".unfinished.csv"}
-    assert {path.name for path in files} == names | {"README.md"} and f"accuracy_{NAME}.pdf" in names
+    assert {path.name for path in files} == names | {"README.md", "results.md"} and f"accuracy_{NAME}.pdf" in names
     assert all((committed / name).read_bytes() == (new / name).read_bytes() for name in names)
-    assert (new / f"table_{NAME}.md").read_text().strip() in readme.read_text() and "old" not in readme.read_text()
+    assert (new / f"table_{NAME}.md").read_text().strip() in other.read_text() and "old" not in other.read_text()
+    assert "stays" in readme.read_text()
     assert (committed / "minilm.png").read_bytes() == b"stays"
-    readme.write_text("no marker")
-    with pytest.raises(ValueError, match=f"<!-- results {NAME} -->"):
-        update(new, committed, readme)
+    with pytest.raises(ValueError, match=f"README.md'.: none has <!-- results {NAME} -->"):
+        update(new, committed, [readme])

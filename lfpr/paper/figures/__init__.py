@@ -11,7 +11,7 @@ from lfpr.paper.figures.curves import (
     unsearched,
     unsearched_table,
 )
-from lfpr.paper.figures.ladder import ladder, ladder_table, ladders, seconds
+from lfpr.paper.figures.ladder import ladder, ladder_table, ladders, ladders_table, seconds
 from lfpr.paper.figures.layers import importance_map, kept_per_layer, mask_values
 from lfpr.paper.figures.rankings import agreement, rank_scatter, scoring
 from lfpr.paper.figures.comparisons import alternatives, comparison_table, controls, sal_table, sampling

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from lfpr.paper.labels import EXPERIMENTS, sentence, title
 from lfpr.paper.published_numbers import RETRAINING_MINUTES
 from lfpr.paper.registry import figure, table
 from lfpr.paper.schema import check_once, select
-from lfpr.paper.style import REFERENCE, SINGLE
+from lfpr.paper.style import REFERENCE, SINGLE, handle, stage_look
 from lfpr.paper.tables import text_table
 
 STAGES = {  # of runs: what the paper's reader calls them
@@ -25,33 +26,40 @@ AGAINST = "Measured time against multiply-accumulates of the pruned encoder, as 
 
 
 @figure(
-    "speed", needs=("speed",), heading="Measured time against cost", caption=f"{AGAINST}: medians of alternating runs."
+    "speed",
+    needs=("speed",),
+    heading="Measured time against cost",
+    caption=f"{AGAINST}: medians of alternating runs. Bars: MACs; markers: time of the "
+    "whole model, hollow: pruned, filled: retrained.",
 )
 def speed(measured: pd.DataFrame) -> Figure:
-    """Measured time of pruned models against multiply-accumulates, each as a share of the unpruned model's (%).
+    """Measured time and multiply-accumulates of pruned models as shares of the unpruned model's (%), a row an
+    experiment: a bar for MACs, markers for time, hollow where pruned, filled where retrained.
 
-    Retrained models are filled. On the dotted diagonal time falls as MACs do. Raises `ValueError` for an experiment
-    without its unpruned model.
+    Raises `ValueError` for an experiment without its unpruned model.
     """
     ratios = speed_ratios(measured)
-    figure = Figure((SINGLE, 3.2), layout="constrained")
+    ratios = ratios[ratios.model != "unpruned"]
+    names = list(ratios.experiment.unique())
+    figure = Figure((SINGLE, 0.9 + 0.25 * len(names)), layout="constrained")
     panel = figure.subplots()
-    panel.plot([0, 100], [0, 100], **REFERENCE, label="Time falls as MACs do")
-    for experiment, rows in ratios[ratios.model != "unpruned"].groupby("experiment", sort=False):
+    panel.axvline(100, **REFERENCE)
+    for place, experiment in enumerate(names):
         _, color, marker = EXPERIMENTS.get(experiment, ("", "0.3", "P"))
-        looks = {"color": color, "marker": marker, "linestyle": ""}
-        for row in rows.itertuples():
-            face = color if row.model == "retrained" else "white"
-            panel.plot(100 * row.mac_ratio, 100 * row.time_ratio, mfc=face, **looks)
-        panel.plot([], [], label=title(experiment), **looks)
-    panel.set(xlabel="MACs of the pruned encoder (% of unpruned)", ylabel="Time, whole model (% of unpruned)")
-    shares = 100 * ratios.loc[ratios.model != "unpruned", ["mac_ratio", "time_ratio"]]
-    limits = shares.min(axis=None) - 5, shares.max(axis=None) + 5
-    panel.set(xlim=limits, ylim=limits, aspect="equal")
-    panel.grid(True)
-    for name, face in (("Pruned", "white"), ("Retrained", "0.2")):
-        panel.plot([], [], "o", color="0.2", mfc=face, label=name)
-    figure.legend(loc="outside upper center", ncols=2)
+        rows = ratios[ratios.experiment == experiment]
+        panel.barh(place, 100 * rows.mac_ratio.mean(), height=0.62, color=color, alpha=0.25)
+        for model, group in rows.groupby("model", sort=False):
+            looks = stage_look(color, model == "retrained") | {"linestyle": "", "marker": marker}
+            panel.plot(100 * group.time_ratio, [place] * len(group), zorder=3, **looks)
+    panel.set_yticks(range(len(names)), [title(name) for name in names])
+    panel.set(xlabel="Share of the unpruned model's (%)", ylim=(len(names) - 0.5, -0.5), xlim=(0, None))
+    panel.tick_params(axis="y", length=0)
+    panel.grid(True, axis="x")
+    handles = [Patch(color="0.2", alpha=0.25, label="MACs of the encoder")]
+    handles += [handle(False, "Time, pruned"), handle(True, "Time, retrained")]
+    for each in handles[1:]:
+        each.set_linestyle("")
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1, handletextpad=0.4)
     return figure
 
 

@@ -28,6 +28,7 @@ from lfpr.paper.labels import (
 from lfpr.paper.registry import figure, table
 from lfpr.paper.schema import main_method, over_seeds, plain, scores, select
 from lfpr.paper.style import (
+    DASHES,
     DOUBLE,
     REFERENCE,
     SINGLE,
@@ -42,12 +43,22 @@ from lfpr.paper.style import (
 from lfpr.paper.tables import mean_cell, text_table
 
 
+def _curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows without the lone points among them: of methods, retrained or not, that were run at one constraint."""
+    shares = rows.groupby(["method", "retrained"]).constraint.transform("nunique")
+    return rows[shares > 1] if (shares > 1).any() else rows
+
+
 def _overview_caption(results: pd.DataFrame) -> str:
     experiments, profiles = results.experiment.unique(), " and ".join(results.profile.unique())
     fewest, most = (f"{count:,.0f}" for count in results.questions.agg(["min", "max"]))
     samples = " or ".join(dict.fromkeys(spec_of(experiment).samples for experiment in experiments))
     text = f"Score against what is kept of the {len(experiments)} experiments, search by sum of importance"
-    return f"{text} ({profiles} profile, {fewest} to {most} {samples} each); {lines_note(results)}"
+    left_out = "Methods that were run at one share alone are in the figures by experiment."
+    dip = (
+        "From some share on the published schedule retrains on a tenth of the data and no whole layer: curves may dip."
+    )
+    return f"{text} ({profiles} profile, {fewest} to {most} {samples} each); {lines_note(results)} {left_out} {dip}"
 
 
 @figure(
@@ -58,9 +69,10 @@ def _overview_caption(results: pd.DataFrame) -> str:
     when=lambda results: results.experiment.nunique() > 1,
 )
 def overview(results: pd.DataFrame) -> Figure:
-    """The curves of all experiments side by side, searched by sum of importance: `accuracy` in small, on one scale."""
+    """The curves of all experiments side by side, searched by sum of importance: `accuracy` in small, on one scale.
+    Left out is what was run at one share alone, where others were run at more."""
     curves = {experiment: scores(results, experiment) for experiment in results.experiment.unique()}
-    curves = {experiment: (score, rows[rows.heuristic == "sum"]) for experiment, (score, rows) in curves.items()}
+    curves = {name: (score, _curves(rows[rows.heuristic == "sum"])) for name, (score, rows) in curves.items()}
     height = 1 + (len(curves) > 5)
     figure = Figure((DOUBLE, 0.6 + 1.8 * height), layout="constrained")
     panels = figure.subplots(height, math.ceil(len(curves) / height), sharey=True, squeeze=False)
@@ -75,9 +87,9 @@ def overview(results: pd.DataFrame) -> Figure:
     for panel in panels[:, 0]:
         panel.set_ylabel(sentence(f"{' or '.join(metrics)} (%)"))
     handles = method_handles(pd.concat([rows for _, rows in curves.values()]))
-    handles += [handle(False, "Pruned"), handle(True, "Retrained")]
+    handles += [handle(False, "Pruned"), handle(False, "Refitted", True), handle(True, "Retrained")]
     handles.append(Line2D([], [], **REFERENCE, label="Unpruned"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), handlelength=DASHES)
     return figure
 
 
@@ -120,7 +132,9 @@ def accuracy(results: pd.DataFrame, experiment: str, heuristic: str = "sum") -> 
         panel.set(xlabel=kept_axis(experiment), xlim=(low - margin, high + margin))
         panel.xaxis.set_major_locator(MultipleLocator(10))
     handles = [*method_handles(pruned), *stage_handles(pruned, experiment, unpruned)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6 if enlarge else 3))
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=min(len(handles), 5 if enlarge else 3), handlelength=DASHES
+    )
     return figure
 
 

@@ -10,16 +10,28 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MultipleLocator, NullLocator
 
-from lfpr.paper.labels import Look, about, kept_axis, lines_note, score_label, sentence, spec_of, title, way_look
+from lfpr.paper.labels import (
+    REFITTING,
+    Look,
+    about,
+    kept_axis,
+    lines_note,
+    score_label,
+    sentence,
+    spec_of,
+    title,
+    way_look,
+)
 from lfpr.paper.registry import figure, table
 from lfpr.paper.schema import of_way, over_seeds, scores
-from lfpr.paper.style import DASHED, DOUBLE, REFERENCE, SINGLE, draw_line, name_points, share_kept
+from lfpr.paper.style import DASHES, DOUBLE, REFERENCE, SINGLE, draw_line, name_points, share_kept, stage_look
 from lfpr.paper.tables import mean_cell, text_table
 
 COMPARED = ("Pruned", "K-prune", "Reconstructed", "Retrained", "Reconstructed, retrained")
@@ -32,6 +44,7 @@ class Step(NamedTuple):
     label: str
     look: Look
     retrained: bool
+    refitted: bool
     rows: pd.DataFrame
 
     @property
@@ -41,8 +54,8 @@ class Step(NamedTuple):
 
     def handle(self, label: str) -> Line2D:
         """What its line stands for."""
-        style = {"linestyle": "-"} if self.retrained else {"linestyle": DASHED, "mfc": "white"}
-        return Line2D([], [], label=label, **style, **self.looks)
+        style = stage_look(self.look.color, self.retrained, self.refitted)
+        return Line2D([], [], label=label, marker=self.look.marker, **style)
 
 
 def _steps(results: pd.DataFrame, experiment: str, random: bool = False) -> list[Step]:
@@ -58,7 +71,8 @@ def _steps(results: pd.DataFrame, experiment: str, random: bool = False) -> list
             continue
         found = of_way(rows, experiment, ("random" if random else method, variant, retrained))
         if len(found):
-            steps.append(Step(sentence(label), way_look(label, retrained), retrained, found))
+            refitted = method in REFITTING or "reconstructed=True" in variant
+            steps.append(Step(sentence(label), way_look(label, retrained), retrained, refitted, found))
     return steps
 
 
@@ -67,7 +81,8 @@ def _draw(panel: Axes, steps: list[Step], unpruned: float, **looks) -> None:
     panel.axhline(100 * unpruned, **REFERENCE)
     for order, step in enumerate(steps):
         rows = step.rows.assign(kept=share_kept(step.rows))
-        draw_line(panel, rows, "kept", filled=step.retrained, zorder=2.6 + order / 10, **step.looks, **looks)
+        more = {"refitted": step.refitted, "zorder": 2.6 + order / 10} | step.looks | looks
+        draw_line(panel, rows, "kept", filled=step.retrained, **more)
     panel.grid(True)
 
 
@@ -108,8 +123,33 @@ def ladders(results: pd.DataFrame) -> Figure:
     found = {step.look.label: step for steps in every.values() for step in steps}
     handles = [found[label].handle(label) for label in COMPARED if label in found]
     handles.append(Line2D([], [], **REFERENCE, label="Unpruned"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handlelength=DASHES)
     return figure
+
+
+@table(
+    "table_ladder",
+    needs=("results",),
+    heading="What wins back what pruning loses, in numbers",
+    caption=lambda results: (
+        "Scores (%) of the unpruned model and, with so much kept, of models pruned, refitted without training, "
+        f"retrained, and both ({' and '.join(results.profile.unique())} profile). Mean ± standard deviation."
+    ),
+    when=lambda results: len(_ladders(results)) > 1,
+)
+def ladders_table(results: pd.DataFrame) -> pd.DataFrame:
+    """The scores (%) of `ladders` at each experiment's own constraint: a row an experiment, a column a way.
+
+    Cells are as in `ladder_table`."""
+    table = {}
+    for experiment, steps in _ladders(results).items():
+        unpruned, own = scores(results, experiment)[0], spec_of(experiment).constraint
+        cells = table[title(experiment), f"{100 * own:g} %"] = {"Unpruned": f"{100 * unpruned:.1f}"}
+        for step in steps:
+            at = step.rows[step.rows.constraint == own]
+            if len(at):
+                cells[step.look.label] = mean_cell(next(over_seeds(at).itertuples()))
+    return text_table(table, ["Experiment", "Kept"], ["Unpruned", *COMPARED])
 
 
 def _ladder_caption(results: pd.DataFrame, experiment: str) -> str:
@@ -151,7 +191,7 @@ def ladder(results: pd.DataFrame, experiment: str) -> Figure:
     panels[0].set_xlim(shares.min() - margin, shares.max() + margin)
     handles = [step.handle(label) for label, step in {step.label: step for step in (*steps, *controls)}.items()]
     handles.append(Line2D([], [], **REFERENCE, label=f"Unpruned ({100 * unpruned:.1f} %)"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=4 if controls else 2)
+    figure.legend(handles=handles, loc="outside upper center", ncols=4 if controls else 2, handlelength=DASHES)
     return figure
 
 
@@ -184,7 +224,7 @@ def seconds(results: pd.DataFrame, experiment: str) -> Figure:
     at the constraint at which most ways have seconds; smaller and paler, joined to it, at the others."""
     unpruned, _ = scores(results, experiment)
     constraint, steps = _timed(results, experiment)
-    figure, paths, names = Figure((DOUBLE * 0.7, 3.0), layout="constrained"), [], []
+    figure, paths, names = Figure((DOUBLE, 2.7), layout="constrained"), [], []
     panel = figure.subplots()
     panel.axhline(100 * unpruned, **REFERENCE)
     for step in steps:
@@ -197,7 +237,7 @@ def seconds(results: pd.DataFrame, experiment: str) -> Figure:
         names.append((*means.loc[constraint], step.label, step.looks["color"]))
     low, high = pd.concat(step.rows.seconds for step in steps).agg(["min", "max"])
     span = max(high / low, 2)
-    panel.set(xscale="log", xlim=(low / span**0.15, high * span**0.3))  # names stand on the right
+    panel.set(xscale="log", xlim=(low / span**0.12, high * span**0.2))  # names stand on the right
     subs = (1,) if span > 300 else (1, 2, 5)
     panel.xaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator(), major_formatter="{x:,g}")
     panel.set(xlabel="Computing (seconds)", ylabel=score_label(experiment), ymargin=0.1)
@@ -208,14 +248,14 @@ def seconds(results: pd.DataFrame, experiment: str) -> Figure:
         pale = {"color": "0.2", "alpha": 0.35, "marker": "o", "markersize": 2.5, "linewidth": 0.7}
         handles.append(Line2D([], [], label="Other shares kept", **pale))
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
-    name_points(panel, names, paths)
+    name_points(panel, names, [*paths, np.array([(x, 100 * unpruned) for x in panel.get_xlim()])])
     return figure
 
 
 @table(
     "table_ladder_{experiment}",
     needs=("results",),
-    heading="What wins back what pruning loses",
+    heading="What wins back what pruning loses, in numbers",
     caption=lambda results, experiment: (
         f"{about(results, experiment)}: {score_label(experiment)}, ± standard deviation over seeds, by ways to win "
         f"back what pruning loses and {spec_of(experiment).kept}; seconds of computing at "

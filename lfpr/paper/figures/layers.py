@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lfpr.paper.labels import kept_axis, layer_axis, layer_names
+from lfpr.paper.labels import kept_axis, layer_axis, layer_names, spec_of
 from lfpr.paper.registry import figure
 from lfpr.paper.schema import check_once, main_method, select
 from lfpr.paper.style import DOUBLE, REFERENCE, draw_boxes, heat_map, shades
@@ -126,6 +126,9 @@ def mask_values(values: pd.DataFrame, experiment: str, method: str | None = None
         panel.set_xticks(range(len(layers)), names)
         panel.tick_params(axis="x", length=0)
     panels[1].set_xlabel(layer_axis(names))
+    if len(constraints) == 1:
+        panels[0].set_title(f"{100 * constraints[0]:g} % of {spec_of(experiment).kept}")
+        return figure
     handles = [Patch(color=c, label=f"{100 * n:g}") for c, n in zip(groups["palette"], constraints, strict=True)]
     label = "\n".join(kept_axis(experiment).rsplit(" ", 1)[0].split(" "))
     figure.legend(handles=handles, loc="outside right center", title=f"{label} (%)")

@@ -76,14 +76,17 @@ def scoring(rows: pd.DataFrame) -> Figure:
     colors, markers = dict(zip(KINDS, (BLUE, ORANGE), strict=True)), ["o", "s"]
     looks = {"y": "way", "hue": "kind", "hue_order": list(KINDS), "palette": colors, "markers": markers}
     looks |= {"linestyles": "none", "errorbar": RANGE, "legend": False, "markersize": 4, "markeredgewidth": 1}
+    looks |= {"dodge": 0.3, "clip_on": False}  # so that each marker is seen, and whole
     figure = Figure((DOUBLE, 0.85 + 0.19 * rows.way.nunique()), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, column in zip(panels, ("spearman", "percent"), strict=True):
         sns.pointplot(rows, x=column, err_kws={"linewidth": 0.8}, ax=panel, **looks)
         panel.set(ylabel="")
         panel.grid(True, axis="both")
-    panels[0].set(xlabel="Spearman's rank correlation", xlim=(min(0, rows.spearman.min()), 1.03))
-    panels[1].set(xlabel=f"Kept by both, of those kept by either (%), at {kept}", xlim=(0, 103))
+        low, high = rows[column].min(), rows[column].max()
+        panel.margins(x=0.1 if high - low > 0.02 * high else 0.5)
+    panels[0].set(xlabel="Spearman's rank correlation")
+    panels[1].set(xlabel=f"Kept by both, of those kept by either (%), at {kept}")
     handles = [
         Line2D([], [], color=colors[kind], marker=marker, linestyle="", label=KINDS[kind])
         for kind, marker in zip(KINDS, markers, strict=True)
