@@ -171,6 +171,17 @@ def test_importing_the_package_is_cheap():
     assert 10 < len(files) <= 20 and sum(len(Path(file).read_text().splitlines()) for file in files) <= 2800
 
 
+@pytest.mark.parametrize("name", ["sal-textvqa", "clip-mscoco", "minilm-texts"])
+def test_to_open_an_experiment_imports_nothing_heavy(name, tmp_path):
+    """Whoever only reads finished stages waits for no model."""
+    code = (
+        f"import sys, lfpr\nexperiment = lfpr.open_experiment({name!r}, runs={str(tmp_path)!r})\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.rstrip().endswith("[]")
+
+
 def test_an_experiment_of_taps_needs_no_transformers(tmp_path):
     code = (
         f"import sys, lfpr\nexperiment = lfpr.open_experiment('tap-textvqa', runs={str(tmp_path)!r})\n"

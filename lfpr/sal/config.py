@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-
-from transformers import T5Config
+from typing import TYPE_CHECKING
 
 from lfpr.checks import check_choice, check_count, check_list, check_number, from_fields
+
+if TYPE_CHECKING:  # seconds, which those who only look at finished stages need not wait
+    from transformers import T5Config
 
 PAD, EOS = 0, 1  # of T5's vocabulary; an answer begins with the first and ends with the second
 SCP = ("off", "add", "replace")
@@ -93,6 +95,8 @@ class SaLConfig:
 
     def t5(self) -> T5Config:
         """The configuration of its T5: ReLU, embeddings tied."""
+        from transformers import T5Config
+
         return T5Config(
             vocab_size=self.vocab_size,
             d_model=self.d_model,

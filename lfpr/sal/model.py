@@ -16,13 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import T5ForConditionalGeneration
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from lfpr.checks import check_choice, check_count, check_entries, check_kind
 from lfpr.files import CheckpointError
@@ -31,6 +29,9 @@ from lfpr.sal.config import EOS, PAD, SCP, SaLConfig
 from lfpr.save import MODELS
 from lfpr.tap.checkpoint import read_checkpoint
 from lfpr.tap.model import check_logits
+
+if TYPE_CHECKING:  # seconds, which those who only look at finished stages need not wait
+    from transformers.cache_utils import EncoderDecoderCache
 
 Batch = dict[str, Tensor]
 INPUTS = ("question_ids", "ocr_ids", "ocr_boxes", "ocr_features", "obj_ids", "obj_boxes", "obj_features")
@@ -51,6 +52,9 @@ class SaL(nn.Module):
     prunable_path = "latr"  # what lfpr.prunable(sal) prunes
 
     def __init__(self, config: SaLConfig) -> None:
+        from transformers import T5ForConditionalGeneration
+        from transformers.models.t5.modeling_t5 import T5LayerNorm
+
         super().__init__()
         check_kind("config", config, SaLConfig)
         self.config = config
@@ -143,6 +147,8 @@ class SaL(nn.Module):
     @torch.no_grad()
     def greedy(self, encoded: Encoded, steps: int) -> tuple[Tensor, Tensor]:
         """`generate` on what `encode` has made of a batch; pieces [B, 1 + T] of the T steps done."""
+        from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
         ids = self.begin(len(encoded.x))
         ended = torch.zeros_like(ids[:, 0], dtype=torch.bool)
         logits, cache = [], EncoderDecoderCache(DynamicCache(), DynamicCache())
