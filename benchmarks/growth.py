@@ -69,7 +69,8 @@ for name in STAGES:
             "cost",
             bar=1.05,
             unit="MB",
-            unmet="Memory of scoring: a gradient per sample is kept, some kB each; what else grows was not traced.",
+            unmet="Memory of scoring: it gives a gradient per sample, which rearrangement takes (25 kB each here), and "
+            "has them twice while they are joined.",
             why="Batches stream through: what is kept are sums over tokens"
             + (", and a gradient per sample." if name == "scoring" else ", and layers' inputs in a file."),
         )(partial(memory, name=name))

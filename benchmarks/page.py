@@ -14,13 +14,13 @@ HEAD = """# What the stages take
 Rendered by `make bench` from [benchmarks.csv](../paper_figures/benchmarks.csv); how a row is added:
 [architecture.md](architecture.md). {rows} rows, {barred} of them with a bar, {met} met.
 
-**How it is measured.** Two ways to the same result run in turn in one process of one thread, repeatedly: the least user
-CPU seconds of each, so that other work on the machine disturbs little, and the least wall seconds. Ratios and bars are
-of CPU seconds. Memory is the peak of anonymous memory of a process forked for one way alone, beyond imports, model and
-inputs; pages of libraries do not count. Before each row the machine's float32 matrix products (1024 × 1024, one thread)
-were timed: {slowest:.0f} to {fastest:.0f} GFLOP/s. *Of that rate* is what a stage reaches of it: operations of its
-matrix products and attention ÷ seconds ÷ rate; what it lacks is spent on element-wise work, memory, factorisations
-(which are not counted) and float64, which runs at half the rate.
+**How it is measured.** Two ways to the same result run in turn in one process of one thread, repeatedly: the least
+CPU seconds (user and system) of each, so that other work on the machine disturbs little, and the least wall seconds.
+Ratios and bars are of CPU seconds. Memory is the peak of anonymous memory of a process forked for one way alone,
+beyond imports, model and inputs; pages of libraries do not count. Before each row the machine's float32 matrix
+products (1024 × 1024, one thread) were timed: {slowest:.0f} to {fastest:.0f} GFLOP/s. *Of that rate* is what a stage
+reaches of it: operations of its matrix products and attention ÷ seconds ÷ rate; what it lacks is spent on
+element-wise work, memory, factorisations (which are not counted) and float64, which runs at half the rate.
 
 Models have the real sizes and random weights, MiniLM its real ones. What a bar says: ≥, how many times as fast as the
 other way; ≤, our cost by the other's, or the number itself.
