@@ -213,3 +213,18 @@ def test_study(minilm):
 def test_study_refuses_bad_parameters_before_loading(wrong, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         sentences.study(["a"] * 4, ["b"] * 4, **({"k": 1} | wrong), folder=tmp_path)
+
+
+@needs_weights
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    """As a reader would run it, on a real encoder and real texts."""
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = readme[readme.index("## Your own model") :].split("```python\n")[1].split("```")[0]
+    names = {"FOLDER": sentences.encoder_folder(), "texts": real_texts("train", 96)}
+    exec(code, names)
+    again = lfpr.load_pruned("pruned")
+    assert lfpr.prunable(again).num_parameters <= 0.4 * names["encoder"].num_parameters
+    batch = names["batches"][0]
+    with torch.no_grad():
+        assert torch.equal(names["forward"](again, batch), names["forward"](names["small"], batch))
