@@ -107,7 +107,7 @@ def child_seconds(code: str, repeats: int = 3) -> float:
     "cost",
     bar=1.02,
     why="The core alone is loaded, the rest when it is first used; nearly all of it is torch.",
-    unmet="Importing: beside other work, processes of seconds differ by more than the bar allows.",
+    unmet="Importing: the core's own files; processes of seconds differ by as much as the bar allows.",
 )
 def importing(small: bool) -> Figure:
     codes = "import torch, numpy, safetensors.torch", "import lfpr"
