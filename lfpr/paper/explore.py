@@ -31,12 +31,11 @@ from lfpr.experiments.grid import STAGES
 from lfpr.experiments.runs import Stage, Unfinished
 from lfpr.masks import Importance, Masks
 from lfpr.paper.labels import BLUE, INDIGO, METHODS, WINE, Look, layer_axis, layer_names, method_label, score_label
-from lfpr.paper.style import DASHED, REFERENCE, STYLE, handle
+from lfpr.paper.style import REFERENCE, STYLE, handle, ink, stage_look
 
 T = TypeVar("T")
 CONSTRAINTS = tuple(round(0.05 * i, 2) for i in range(2, 20))
 KEPT, CUT, PAPER, GRID = BLUE, "#e3e6ea", "#fefefe", "#e6e6e6"
-LOOKS = {"pruned": {"mfc": PAPER, "linestyle": DASHED}, "retrained": {"linestyle": "-"}}
 DARK = {CUT: "#3b4148", PAPER: "#111111", GRID: "#3a3a3a", BLUE: "#1f88cc", INDIGO: "#8d80e0", WINE: "#d169a0"}
 """Colours that a dark theme replaces; whatever is black or dark grey takes the colour of its text."""
 
@@ -161,12 +160,12 @@ class Explorer:
         for name in dict.fromkeys([method, *others]):
             _, color, marker = METHODS.get(name, Look(name, KEPT, "o"))
             scores = self.scores(name, seed, sorted({*CONSTRAINTS, constraint}))
-            for stage, looks in LOOKS.items():
-                points = scores[stage].dropna()
+            for stage in STAGES:
+                points, looks = scores[stage].dropna(), stage_look(color, stage == "retrained", paper=PAPER)
                 if points.empty:
                     continue
                 x, chosen = 100 * points.index, points[points.index == constraint]
-                panel.plot(x, points, color=color, marker=marker, clip_on=False, gid=f"{name}-{stage}", **looks)
+                panel.plot(x, points, marker=marker, clip_on=False, gid=f"{name}-{stage}", **looks)
                 if name == method:
                     ring = {"s": 70, "facecolors": "none", "edgecolors": color, "linewidths": 0.8, "clip_on": False}
                     panel.scatter(100 * chosen.index, chosen, **ring)
@@ -180,8 +179,7 @@ class Explorer:
         panel.grid(True, color=GRID)
         label = score_label(self.experiment.name)
         panel.set(xlim=(5, 100), ylim=(0, 100), xlabel="Constraint (%)", title=label)
-        handles = [handle(name == "retrained", name.capitalize()) for name in LOOKS]
-        handles[0].set_markerfacecolor(PAPER)
+        handles = [handle(name == "retrained", name.capitalize(), paper=PAPER) for name in STAGES]
         if curves:
             handles.append(Line2D([], [], **REFERENCE, label="Unpruned"))
             height = panel.get_position().height * panel.figure.get_figheight()
@@ -196,12 +194,8 @@ class Explorer:
 def _name(panel: Axes, curves: list[tuple[str, str, np.ndarray]]) -> None:
     """Write the names of curves (name, colour, points [P, 2]) once each, where they cover least: beside a point."""
     panel.figure.draw_without_rendering()  # so that places are known
-    ink, taken = [], []
-    for line in panel.lines:
-        places = line.get_transform().transform(line.get_xydata())
-        steps = np.linspace(0, len(places) - 1, 40 * len(places))
-        places = np.transpose([np.interp(steps, range(len(places)), column) for column in places.T])
-        ink += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in places]
+    drawn = (line.get_transform().transform(line.get_xydata()) for line in panel.lines)
+    lines, taken = [box for places in drawn for box in ink(places, 40)], []
     for name, color in dict.fromkeys((name, color) for name, color, _ in curves):
         text = panel.text(0, 0, name, color=color, fontsize=6.5, ha="center", va="center")
         size = text.get_window_extent().size
@@ -211,7 +205,7 @@ def _name(panel: Axes, curves: list[tuple[str, str, np.ndarray]]) -> None:
             center = place + (size / 2 + 5) * side
             box = Bbox([center - size / 2, center + size / 2])
             outside = not (panel.bbox.contains(*box.min) and panel.bbox.contains(*box.max))
-            cost = box.count_overlaps(ink) + 1000 * (outside + box.count_overlaps(taken))
+            cost = box.count_overlaps(lines) + 1000 * (outside + box.count_overlaps(taken))
             best = min(best, (cost, tuple(center)))
         text.set_position(panel.transData.inverted().transform(best[1]))
         taken.append(text.get_window_extent())

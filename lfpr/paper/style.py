@@ -65,11 +65,11 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     return [write_file(Path(folder) / f"{name}.{kind}", content) for kind, content in contents.items()]
 
 
-def stage_look(color: str, retrained: bool, refitted: bool = False) -> dict:
+def stage_look(color: str, retrained: bool, refitted: bool = False, paper: str = "white") -> dict:
     """How a line and its markers say what was done, the same in every figure: dashed and hollow for pruned, dash-dotted
-    and hollow for refitted without training, solid and filled for retrained."""
+    and hollow for refitted without training, solid and filled for retrained. paper: the colour of what is hollow."""
     style = "-" if retrained else REFITTED if refitted else DASHED
-    return {"color": color, "linestyle": style, "mfc": color if retrained else "white", "mec": color}
+    return {"color": color, "linestyle": style, "mfc": color if retrained else paper, "mec": color}
 
 
 def draw_line(
@@ -119,14 +119,8 @@ def name_points(panel: Axes, names: Sequence[tuple[float, float, str, str]], pat
     point and no other text, nor, if it can, one of the `paths` (arrays of x, y). The panel's limits have to be final.
     """
     panel.figure.draw_without_rendering()  # so that places are known
-
-    def boxes(places: np.ndarray, half: float) -> list[Bbox]:
-        return [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in places]
-
-    taken, lines = boxes(panel.transData.transform([name[:2] for name in names]), 5), []
-    for places in map(panel.transData.transform, paths):
-        steps = np.linspace(0, len(places) - 1, 20 * len(places))
-        lines += boxes(np.transpose([np.interp(steps, range(len(places)), column) for column in places.T]), 2)
+    taken = squares(panel.transData.transform([name[:2] for name in names]), 5)
+    lines = [box for places in map(panel.transData.transform, paths) for box in ink(places, 20)]
     for x, y, name, color in names:
         text = panel.annotate(
             name, (x, y), color=color, fontsize=6.5, in_layout=False, xytext=(0, 0), textcoords="offset points"
@@ -143,6 +137,17 @@ def name_points(panel: Axes, names: Sequence[tuple[float, float, str, str]], pat
             return where[0] + 8 * (box.count_overlaps(lines) > 0) + 100 * (outside + box.count_overlaps(taken))
 
         taken.append(place(*min(((distance, side) for distance in (5, 9, 14, 20, 26) for side in SIDES), key=cost)))
+
+
+def squares(places: np.ndarray, half: float) -> list[Bbox]:
+    """Boxes around places [P, 2] in pixels, each `half` to either side."""
+    return [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in places]
+
+
+def ink(places: np.ndarray, steps: int) -> list[Bbox]:
+    """What a line through places [P, 2] in pixels covers, as `steps` boxes for each of them."""
+    along = np.linspace(0, len(places) - 1, steps * len(places))
+    return squares(np.transpose([np.interp(along, range(len(places)), column) for column in places.T]), 2)
 
 
 def heat_map(panel: Axes, values: pd.DataFrame, text: pd.DataFrame | None, colormap: str, limits=(None, None)):
@@ -180,9 +185,9 @@ def method_handles(rows: pd.DataFrame) -> list[Line2D]:
     ]
 
 
-def handle(retrained: bool, label: str, refitted: bool = False) -> Line2D:
+def handle(retrained: bool, label: str, refitted: bool = False, paper: str = "white") -> Line2D:
     """What `stage_look` stands for."""
-    return Line2D([], [], marker="o", label=label, **stage_look("0.2", retrained, refitted))
+    return Line2D([], [], marker="o", label=label, **stage_look("0.2", retrained, refitted, paper))
 
 
 def stage_handles(rows: pd.DataFrame, experiment: str, unpruned: float) -> list[Line2D]:
