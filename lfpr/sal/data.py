@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lfpr.checks import check_count, check_flag, check_kind, plain
+from lfpr.checks import check_count, check_flag, check_kind
 from lfpr.files import WHERE, DataError, Located, a_path, below, hub, locate
-from lfpr.reading import whole, wholes
+from lfpr.reading import whole
 from lfpr.sal.config import EOS, PAD, SaLConfig
 from lfpr.sal.layout import lay_out
 from lfpr.sal.text import TOKENIZER, Pieces, label_spellings, spellings
 from lfpr.sal.text import plain as plain_answer
-from lfpr.tap.data import choose, described, draws, load, read_labels, report
+from lfpr.tap.data import Questions, choose, described, draws, load, read_labels, report
 from lfpr.tap.layout import OPTIONAL, USES, read_imdb
 from lfpr.tap.pickles import as_features, load_pickle
 from lfpr.tap.text import Spellings, write_targets
@@ -81,7 +81,7 @@ class Image(NamedTuple):
     ocr_features: np.ndarray  # [words, F]
 
 
-class SaLDataset(Dataset):
+class SaLDataset(Questions):
     """Questions of a `dataset` ("textvqa", "stvqa") and `split` ("train", "val", "test") under `root`, laid out for a
     model of `config`.
 
@@ -144,14 +144,6 @@ class SaLDataset(Dataset):
         self._spelled: dict[int, Spellings] = {}
         self.set_epoch(0)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
-        if isinstance(plain(index), int):
-            return {name: value[0] for name, value in self._batch([whole("index", index)]).items()}
-        return self._batch(wholes("index", index))
-
     def set_epoch(self, epoch: int) -> None:
         """Draw other answers, and another order of shuffled `batches`."""
         self.epoch = check_count("epoch", epoch)
@@ -170,15 +162,6 @@ class SaLDataset(Dataset):
             own, other = getattr(self.config, field), getattr(config, field)
             if own != other:
                 raise ValueError(f"data: laid out for {field} = {own}, the model's is {other}")
-
-    def image(self, record: Mapping[str, Any]) -> Image:
-        """Objects and appearances of a record's image (cached). Raises FileNotFoundError and DataError."""
-        names = self._names(record)
-        if names not in self._images:
-            if len(self._images) >= self._capacity:
-                self._images.pop(next(iter(self._images)))
-            self._images[names] = self._read(names)
-        return self._images[names]
 
     def sample(self, index: int) -> dict[str, Any]:
         """A question as people read it: ids, question, answers, image file and size in pixels, OCR words and objects
@@ -201,7 +184,7 @@ class SaLDataset(Dataset):
     def _locate(self, kind: str) -> Path:
         return locate_file(self.root, self.dataset, self.split, kind).found()
 
-    def _names(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+    def _key(self, record: Mapping[str, Any]) -> tuple[str, ...]:
         """By what an image's features may be found: its path, as published, with and without its ending, and the number
         at the path's end."""
         path = record["feature_path"]
@@ -220,13 +203,12 @@ class SaLDataset(Dataset):
             self._features[kind] = Features(self._locate(kind), WHAT[kind], self.config)
         return self._features[kind]
 
-    def _read(self, names: tuple[str, ...]) -> Image:
-        (where, objects, look), (_, _, ocr) = (self.features(kind)(names) for kind in ("objects", "ocr"))
+    def _read(self, record: Mapping[str, Any], key: tuple[str, ...]) -> Image:
+        (where, objects, look), (_, _, ocr) = (self.features(kind)(key) for kind in ("objects", "ocr"))
         numbers = (_numbers(objects, name, where) for name in ("obj_t5_token", "obj_token_lengths"))
         return Image(*numbers, _boxes(objects, "bbox", where), look, ocr)
 
     def _batch(self, indices: list[int]) -> dict[str, Tensor]:
-        indices = [i + len(self) if i < 0 else i for i in indices]
         rows = [self._row(self.records[i]) for i in indices]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
         batch["index"] = np.array(indices, np.int64)

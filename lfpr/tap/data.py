@@ -5,6 +5,7 @@ that fit. A batch is gathered at once rather than collated from samples: padding
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,47 @@ class TAPBatch(dict):
         return TAPBatch(tensors, self.ocr_tokens, self.vocab)
 
 
-class TAPDataset(Dataset):
+class Questions(Dataset, ABC):
+    """Questions of a file, gathered into batches at once, and the last images that were read for them.
+
+    A data set has `records`, and `_images`, of which it keeps `_capacity`.
+    """
+
+    records: list[dict]
+    _images: dict[tuple, Any]
+    _capacity: float
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
+        if isinstance(plain(index), int):
+            return {name: value[0] for name, value in self[[whole("index", index)]].items()}
+        return self._batch([i + len(self) if i < 0 else i for i in wholes("index", index)])
+
+    def image(self, record: Mapping[str, Any]) -> Any:
+        """What a record's image shows (cached). Raises FileNotFoundError and DataError."""
+        key = self._key(record)
+        if key not in self._images:
+            if len(self._images) >= self._capacity:
+                self._images.pop(next(iter(self._images)))
+            self._images[key] = self._read(record, key)
+        return self._images[key]
+
+    @abstractmethod
+    def _batch(self, indices: list[int]) -> dict[str, Tensor]:
+        """Of the questions with these indices, from 0 on."""
+
+    @abstractmethod
+    def _key(self, record: Mapping[str, Any]) -> tuple:
+        """By what a record's image is known."""
+
+    @abstractmethod
+    def _read(self, record: Mapping[str, Any], key: tuple) -> Any:
+        """A record's image."""
+
+
+class TAPDataset(Questions):
     """Questions of a `dataset` ("textvqa", "stvqa") and `split` ("train", "val", "test", "score") under `root`.
 
     `dataset[i]` is a dict of tensors, `dataset[[i, j, ...]]` a `TAPBatch` of several: `text` [170]
@@ -115,14 +156,6 @@ class TAPDataset(Dataset):
         self._capacity = 32 if images is None else math.inf  # successive questions often share an image
         self.set_epoch(0)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
-        if isinstance(plain(index), int):
-            return {name: value[0] for name, value in self._batch([whole("index", index)]).items()}
-        return self._batch(wholes("index", index))
-
     def set_epoch(self, epoch: int) -> None:
         """Choose another sampled spelling per question (with a `seed`) and another order of shuffled `batches`."""
         self.epoch = check_count("epoch", epoch)
@@ -159,14 +192,11 @@ class TAPDataset(Dataset):
         shown |= {"object_names": image.obj_names[: len(image.obj_boxes)], "obj_boxes": image.obj_boxes}
         return shown | ({} if self.labels is None else {"label": self.labels[str(record["question_id"])]})
 
-    def image(self, record: dict) -> Image:
-        """The objects and OCR tokens of a record's image (cached). Raises FileNotFoundError and DataError."""
-        key = record["feature_path"], record["image_width"], record["image_height"]
-        if key not in self._images:
-            if len(self._images) >= self._capacity:
-                self._images.pop(next(iter(self._images)))
-            self._images[key] = self._read_image(record)
-        return self._images[key]
+    def _key(self, record: Mapping[str, Any]) -> tuple:
+        return record["feature_path"], record["image_width"], record["image_height"]
+
+    def _read(self, record: Mapping[str, Any], key: tuple) -> Image:
+        return self._read_image(record)
 
     def _question(self, index: int) -> tuple[np.ndarray, text.Spellings | None]:
         if index not in self._questions:
@@ -184,7 +214,6 @@ class TAPDataset(Dataset):
 
     def _batch(self, indices: list[int]) -> TAPBatch:
         s = self.sizes
-        indices = [i + len(self) if i < 0 else i for i in indices]
         images = [self.image(self.records[i]) for i in indices]
         questions = [self._question(i) for i in indices]
         parts = [q for q, _ in questions], [image.ocr_text for image in images], [image.obj_text for image in images]

@@ -214,7 +214,7 @@ def test_an_image_is_found_by_its_number(root, tmp_path, monkeypatch):
     questions = data(root)
     record = questions.records[0] | {"image_path": "train2014/COCO_train2014_000000000009.jpg"}
     record["feature_path"] = "COCO_train2014_000000000009.npy"
-    assert questions._names(record) == ("COCO_train2014_000000000009.npy", "COCO_train2014_000000000009", "9")
+    assert questions._key(record) == ("COCO_train2014_000000000009.npy", "COCO_train2014_000000000009", "9")
 
 
 def test_workers_need_not_verify_environments_again(root, monkeypatch):
