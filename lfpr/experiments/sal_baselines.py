@@ -18,9 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from lfpr.experiments.tap_baselines import cross_entropy, descend, half_precision, train_named, warm_cosine
+from lfpr.experiments.tap_baselines import cross_entropy, descend, half_precision, passes, train_named, warm_cosine
 from lfpr.files import write_json, write_whole
 from lfpr.mini.features import FEATURE_SIZE
 from lfpr.mini.sal import write_sal
@@ -147,23 +146,14 @@ def train_sal(config: SaLConfig, data: SaLDataset, recipe: Recipe) -> SaL:
     schedule = warm_cosine(optimiser, recipe.warm_up, recipe.steps)
     loader = batches(data, recipe.batch_size, shuffle_seed=recipe.seed, drop_last=True)
     model.train()
-    step, bar = 0, tqdm(total=recipe.steps, desc="train", mininterval=5)
-    while step < recipe.steps:
-        data.set_epoch(step)  # another order, other answers
-        for batch in loader:
-            steps = int(batch["loss_mask"].sum(1).max())
-            batch |= {name: batch[name][:, :steps] for name in ("targets", "previous", "loss_mask")}
-            encoded = model.encode(batch)
-            logits, wanted = model.decode(encoded, batch["previous"]), (batch["targets"], batch["loss_mask"])
-            loss = decoding_loss(logits, *wanted) + cross_entropy(logits, *wanted)
-            if step < recipe.auxiliary * recipe.steps:
-                loss = loss + binding(model, batch, encoded.x)
-            descend(loss, parameters, optimiser, schedule)
-            step += 1
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
-            if step == recipe.steps:
-                break
+    for step, batch, say in passes(data, loader, recipe.steps):
+        encoded = model.encode(batch)
+        logits, wanted = model.decode(encoded, batch["previous"]), (batch["targets"], batch["loss_mask"])
+        loss = decoding_loss(logits, *wanted) + cross_entropy(logits, *wanted)
+        if step < recipe.auxiliary * recipe.steps:
+            loss = loss + binding(model, batch, encoded.x)
+        descend(loss, parameters, optimiser, schedule)
+        say(loss)
     return model.eval()
 
 

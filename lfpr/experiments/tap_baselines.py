@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lfpr.checks import check_choice
@@ -32,7 +34,7 @@ from lfpr.experiments.specs import SPECS
 from lfpr.experiments.tap import TAPTask
 from lfpr.files import SHIPPED, write_json, write_whole
 from lfpr.mini.datasets import answer_words, word_pieces, write_tap
-from lfpr.tap.data import TAPDataset, batches
+from lfpr.tap.data import Questions, TAPDataset, batches
 from lfpr.tap.evaluate import evaluate
 from lfpr.tap.layout import TEXT_VOCAB
 from lfpr.tap.model import TAP, Batch, TAPConfig
@@ -129,23 +131,29 @@ def train_tap(
     model.ocr_ptr_net.key.register_forward_pre_hook(lambda module, inputs: pointed.__setitem__(0, inputs[0]))
     loader = batches(data, recipe.batch_size, recipe.seed, drop_last=True)
     model.train()
-    step, bar = 0, tqdm(total=recipe.steps, desc="train", mininterval=5)
-    while step < recipe.steps:
-        data.set_epoch(step)  # another order, other sampled spellings
-        for batch in loader:
-            steps = int(batch["loss_mask"].sum(1).max())
-            targets, mask = batch["targets"][:, :steps], batch["loss_mask"][:, :steps]
-            logits = model(batch, batch["previous"][:, :steps])
-            loss = decoding_loss(logits, targets, mask) + cross_entropy(logits, targets, mask)
-            if step < recipe.auxiliary * recipe.steps:
-                loss = loss + binding(pointed[0], batch)
-            descend(loss, parameters, optimiser, schedule)
+    for step, batch, say in passes(data, loader, recipe.steps):
+        logits = model(batch, batch["previous"])
+        loss = decoding_loss(logits, batch["targets"], batch["loss_mask"])
+        loss = loss + cross_entropy(logits, batch["targets"], batch["loss_mask"])
+        if step < recipe.auxiliary * recipe.steps:
+            loss = loss + binding(pointed[0], batch)
+        descend(loss, parameters, optimiser, schedule)
+        say(loss)
+    return _untie(model, words)
+
+
+def passes(data: Questions, loader: DataLoader, steps: int) -> Iterator[tuple[int, dict, Callable[[Tensor], None]]]:
+    """`steps` batches under a bar, in a new order and with other answers in each pass, cut after the longest answer:
+    its number, the batch, and what says its loss on the bar."""
+    step, bar = 0, tqdm(total=steps, desc="train", mininterval=5)
+    while step < steps:
+        data.set_epoch(step)
+        for batch in islice(loader, steps - step):
+            longest = int(batch["loss_mask"].sum(1).max())
+            batch |= {name: batch[name][:, :longest] for name in ("targets", "previous", "loss_mask")}
+            yield step, batch, lambda loss: bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
             step += 1
             bar.update()
-            bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
-            if step == recipe.steps:
-                break
-    return _untie(model, words)
 
 
 def warm_cosine(optimiser: Optimizer, warm_up: int, steps: int) -> LambdaLR:
