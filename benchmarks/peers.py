@@ -248,6 +248,12 @@ def tp_prune(small: bool) -> Case:
     return Case({"other": theirs, "ours": ours}, SIZE, kept, counted=False)
 
 
+def whole(small: bool, theirs: Callable[[bool], Models], ours: Callable[[bool], Models]) -> Case:
+    """All that two ways do, from the model to what is left of it by constraint, once; scored by neighbours."""
+    ways = {"other": partial(theirs, small), "ours": partial(ours, small)}
+    return Case(ways, KEPT, partial(neighbours, small), counted=False, memory=False, repeats=1)
+
+
 TORCH_PRUNING = ("Taylor, as shipped", "Hessian, as shipped", "Hessian, as meant")
 REASONS = (
     "Absolute products of weights and gradients, summed over a head's or neuron's weights.",
@@ -266,8 +272,7 @@ for number, (title, reason) in enumerate(zip(TORCH_PRUNING, REASONS, strict=True
         "gradients of masks they have, and the search spends the budget where it matters.",
     )
     def tp_whole(small: bool, number: int = number) -> Case:
-        ways = {"other": lambda: by_torch_pruning(small, importances()[number]), "ours": partial(searched, small)}
-        return Case(ways, KEPT, partial(neighbours, small), counted=False, memory=False, repeats=1)
+        return whole(small, lambda small: by_torch_pruning(small, importances()[number]), searched)
 
 
 @row(
@@ -279,8 +284,7 @@ for number, (title, reason) in enumerate(zip(TORCH_PRUNING, REASONS, strict=True
     "has no ridge; ours scores once, counting on the refit, and chooses a ridge on samples held back.",
 )
 def against_kprune(small: bool) -> Case:
-    ways = {"other": partial(by_kprune, small), "ours": partial(reconstructed, small)}
-    return Case(ways, KEPT, partial(neighbours, small), counted=False, memory=False, repeats=1)
+    return whole(small, by_kprune, reconstructed)
 
 
 @row(
@@ -292,5 +296,4 @@ def against_kprune(small: bool) -> Case:
     "projections, for more arithmetic and a better model.",
 )
 def against_kwon(small: bool) -> Case:
-    ways = {"other": partial(by_kwon, small), "ours": partial(reconstructed, small)}
-    return Case(ways, KEPT, partial(neighbours, small), counted=False, memory=False, repeats=1)
+    return whole(small, by_kwon, reconstructed)

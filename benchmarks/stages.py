@@ -48,21 +48,7 @@ def decoding(small: bool) -> Case:
     "published way runs one pass more forward for each step before the scored one.",
 )
 def scoring(small: bool) -> Case:
-    model = models.tap(small)
-    batch, encoder = models.questions(model.config, 2), lfpr.prunable(model)
-
-    def theirs() -> MaskGradients:
-        with torch.no_grad():
-            published.decode(model, batch, model.config.decoding_steps).amax(-1).argmax(-1)
-        surest = lambda batch: published.decode(model, batch, STEP + 1)[:, STEP].amax(-1).sum()  # noqa: E731
-        return lfpr.collect_gradients(encoder, [batch], surest)
-
-    def ours() -> MaskGradients:
-        peak_step(model, [batch])
-        return lfpr.collect_gradients(encoder, [batch], label_free(model, STEP))
-
-    norm = lambda found: f"norm of gradients {found.neurons.norm():.4g}"  # noqa: E731
-    return Case({"other": theirs, "ours": ours}, f"TAP, 4 layers of 768, step {STEP}, 2 questions", norm, repeats=2)
+    return label_free_scoring(small, choose=True)
 
 
 @row(
@@ -73,15 +59,28 @@ def scoring(small: bool) -> Case:
     why="The published way runs one pass more for each step before the scored one, all of them with gradients.",
 )
 def scoring_gradients(small: bool) -> Case:
+    return label_free_scoring(small, choose=False)
+
+
+def label_free_scoring(small: bool, choose: bool) -> Case:
+    """Mask gradients of the largest logit at `STEP`, after a look for the surest step if they are to `choose` it."""
     model = models.tap(small)
     batch, encoder = models.questions(model.config, 2), lfpr.prunable(model)
     surest = lambda batch: published.decode(model, batch, STEP + 1)[:, STEP].amax(-1).sum()  # noqa: E731
-    ways = {
-        "other": lambda: lfpr.collect_gradients(encoder, [batch], surest),
-        "ours": lambda: lfpr.collect_gradients(encoder, [batch], label_free(model, STEP)),
-    }
+
+    def theirs() -> MaskGradients:
+        if choose:
+            with torch.no_grad():
+                published.decode(model, batch, model.config.decoding_steps).amax(-1).argmax(-1)
+        return lfpr.collect_gradients(encoder, [batch], surest)
+
+    def ours() -> MaskGradients:
+        if choose:
+            peak_step(model, [batch])
+        return lfpr.collect_gradients(encoder, [batch], label_free(model, STEP))
+
     norm = lambda found: f"norm of gradients {found.neurons.norm():.4g}"  # noqa: E731
-    return Case(ways, f"TAP, 4 layers of 768, step {STEP}, 2 questions", norm, repeats=2)
+    return Case({"other": theirs, "ours": ours}, f"TAP, 4 layers of 768, step {STEP}, 2 questions", norm, repeats=2)
 
 
 def correlated(neurons: int, batches: int) -> tuple[Masks, MaskGradients]:
