@@ -17,16 +17,6 @@ VARIANTS = {"off": "plain", "add": "scp", "replace": "scpreplace"}
 
 
 @pytest.fixture(scope="module")
-def published():
-    return np.load(small.REFERENCE / "sal_seed7.npz")
-
-
-@pytest.fixture(scope="module")
-def batch():
-    return small.batch()
-
-
-@pytest.fixture(scope="module")
 def models():
     return {scp: small.sal(scp) for scp in VARIANTS}
 

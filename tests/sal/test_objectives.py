@@ -18,16 +18,6 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def published():
-    return np.load(small.REFERENCE / "sal_seed7.npz")
-
-
-@pytest.fixture(scope="module")
-def batch():
-    return small.batch()
-
-
-@pytest.fixture(scope="module")
 def models():
     return {"plain": small.sal("off"), "scp": small.sal("add")}
 
