@@ -41,6 +41,16 @@ _WIDTHS |= {"intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim"
 _WIDTHS |= {"head_dim", "d_kv", "coordinate_size", "shape_size", "projection_size"}
 
 
+def enlarged(model: nn.Module) -> nn.Module:
+    """The model, with larger random weights than the usual initialisation's, and biases, so that all parts matter."""
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.2)
+        elif parameter.ndim == 1:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
 @dataclass(frozen=True)
 class Example:
     """A small model of transformers' class `name`, of a configuration `sizes`; `part` is the path of what is pruned.
@@ -59,19 +69,13 @@ class Example:
     like: str = ""
 
     def model(self, seed: int = 0) -> nn.Module:
-        """The model in evaluation mode, larger weights than the usual initialisation's, so that all parts matter."""
+        """The model in evaluation mode, `enlarged`."""
         import transformers
 
         seed, model_class = check_count("seed", seed), getattr(transformers, self.name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = model_class(model_class.config_class(**self.sizes))
-            for parameter in model.parameters():
-                if parameter.ndim == 2:
-                    nn.init.normal_(parameter, std=0.2)
-                elif parameter.ndim == 1:
-                    parameter.data += 0.05 * torch.randn_like(parameter)
-        return model.eval()
+            return enlarged(model_class(model_class.config_class(**self.sizes))).eval()
 
     def wider(self, factor: int) -> Example:
         """The same with features, heads and neurons of `factor` times the width."""

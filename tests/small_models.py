@@ -12,6 +12,7 @@ from reference import rules
 from torch import nn
 
 from lfpr.encoder import prunable
+from lfpr.gallery import enlarged
 from lfpr.gradients import MaskGradients
 from lfpr.masks import Importance, Masks
 from lfpr.tap.model import TAP, TAPConfig
@@ -27,7 +28,7 @@ CLIP_TEXT |= {"bos_token_id": 97, "eos_token_id": 98, "pad_token_id": 1}
 
 
 def build(family: str) -> nn.Module:
-    """A model of the family in evaluation mode, larger weights than the usual initialisation's."""
+    """A model of the family in evaluation mode, `enlarged`."""
     torch.manual_seed(0)
     match family:
         case "bert":
@@ -47,12 +48,7 @@ def build(family: str) -> nn.Module:
             model = hf.CLIPVisionModel(hf.CLIPVisionConfig(**VIT))
         case "clip_text":
             model = hf.CLIPTextModel(hf.CLIPTextConfig(**CLIP_TEXT))
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.2)
-        elif parameter.ndim == 1:
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    return model.eval()
+    return enlarged(model).eval()
 
 
 def tap(std: float | None = None) -> tuple[TAP, dict[str, torch.Tensor], torch.Tensor]:
