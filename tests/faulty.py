@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 import lfpr.experiments.tap
 import lfpr.mini.datasets
 import lfpr.released  # noqa: F401  (what stages import when they need it: once for all processes)
+from lfpr.progress import bar
 
 CONTEXT = multiprocessing.get_context("forkserver")  # has loaded the modules, and none of this process's threads
 CONTEXT.set_forkserver_preload(["faulty"])
@@ -126,3 +128,9 @@ def wait_inside(runs: Path, inside, waiting, happens: Callable = lambda: None) -
 def join(runs: Path, waiting) -> None:
     """The stages, which another process is making."""
     stage(runs, "filelock:BaseFileLock.acquire", 2, lambda *_, **__: waiting.set())  # after the lock of the data
+
+
+def count_for(seconds: int) -> None:
+    """Take that long, and report progress every tenth of a second."""
+    for _ in bar(range(10 * seconds), "count"):
+        time.sleep(0.1)

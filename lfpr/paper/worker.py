@@ -85,6 +85,8 @@ class Worker:
         """End the task under way."""
         if self._process is not None and not self._stopping:
             self._stopping = time.monotonic()
+            with suppress(OSError):  # it ended meanwhile
+                self._pipe.send(None)  # should the interruption be lost, as in a destructor
             os.kill(self._process.pid, signal.SIGINT if self._begun else signal.SIGKILL)
 
     def close(self) -> None:
@@ -115,6 +117,8 @@ def serve(open_one: Callable[[str], Experiment], pipe: Connection) -> None:
 
     def report(title: str, done: int, total: int | None) -> None:
         nonlocal last
+        if pipe.poll():  # nothing but a stop comes during a task
+            raise KeyboardInterrupt
         if time.monotonic() > last + PAUSE or not done or done == total:
             last = time.monotonic()
             pipe.send(("progress", (title, done, total)))
@@ -126,6 +130,8 @@ def serve(open_one: Callable[[str], Experiment], pipe: Connection) -> None:
             continue
         except (EOFError, OSError):
             return
+        if task is None:  # a stop that has been obeyed
+            continue
         explorer = None
         try:
             pipe.send(("begun", None))

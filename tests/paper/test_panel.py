@@ -4,9 +4,11 @@ import asyncio
 import json
 import re
 import signal
+import time
 from functools import partial
 
 import pytest
+from faulty import count_for
 
 from lfpr.experiments import open_experiment
 from lfpr.experiments.check_runs import damaged
@@ -256,15 +258,42 @@ def test_a_task_that_has_not_begun_can_be_stopped(worker):
         asyncio.run(use())
 
 
-def test_a_process_of_one_that_ignores_interruptions_does_not(open_one):
-    worker = Worker(open_one)
+def stop_once_begun(worker, task):
+    """Do a task whose work has begun when it is stopped."""
+
+    async def use():
+        work = asyncio.create_task(worker.do(task, print))
+        while not worker._begun:
+            await asyncio.sleep(workers.PAUSE)
+        worker.stop()
+        await work
+
+    asyncio.run(use())
+
+
+def test_a_process_of_one_that_ignores_interruptions_does_not():
+    worker = Worker(time.sleep)  # opens an "experiment" for as long as it is named
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as an idle kernel does
     try:
         with pytest.raises(Stopped):
-            asyncio.run(worker.do(Task("pruned", "tap-textvqa", "random", 0.3, 0), lambda *report: worker.stop()))
+            stop_once_begun(worker, Task("pruned", 600, "random", 0.3, 0))
         assert worker._process.is_alive()  # it was not killed
     finally:
         signal.signal(signal.SIGINT, before)
+        worker.close()
+
+
+def test_an_interruption_that_is_lost_is_noticed_at_the_next_report(monkeypatch):
+    """Python drops an interruption that comes in a destructor."""
+    monkeypatch.setattr(workers.os, "kill", lambda *call: None)
+    worker = Worker(count_for)
+    try:
+        with pytest.raises(Stopped):
+            stop_once_begun(worker, Task("pruned", 600, "random", 0.3, 0))
+        assert worker._process.is_alive()
+        with pytest.raises(Failed, match="has no attribute"):  # and it takes another task
+            do(worker, "pruned", 0, "random", 0.3, 0)
+    finally:
         worker.close()
 
 
