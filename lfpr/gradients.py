@@ -23,6 +23,9 @@ from lfpr.modes import frozen
 from lfpr.progress import bar
 
 
+BLOCK = 2**17  # values in float64 that stay in a core's cache
+
+
 class MaskGradients(PerLayer):
     """Gradients with respect to masks: `heads` [B, L, H], `neurons` [B, L, N]; B counts batches or samples."""
 
@@ -47,15 +50,13 @@ class MaskGradients(PerLayer):
 
 
 def _total(gradients: Tensor, kind: str) -> Tensor:
-    """The sum over B in float64, without a copy of all gradients in it."""
+    """The sum over B in float64, of which copies are made block by block."""
     total = torch.zeros(gradients.shape[1:], dtype=torch.float64, device=gradients.device)
-    value = torch.empty_like(total)
-    for each in gradients:
-        value.copy_(each)
-        if kind == "squared":
-            total.addcmul_(value, value)
-        else:
-            total += value.abs_()
+    for block in gradients.split(max(1, BLOCK // max(1, total.numel()))):
+        values = block.double()
+        if values is block:  # not the caller's own
+            values = values.clone()
+        total += (values.square_() if kind == "squared" else values.abs_()).sum(0)
     return total
 
 
