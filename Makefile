@@ -11,6 +11,7 @@ DEVICE ?=
 OUT ?= runs/paper
 PROFILE ?= workflow/profiles/local
 LAB_ARGS ?=
+AT_ONCE := -n $(JOBS) --dist loadfile  # of a file the tests share what they make
 export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED := 0
 
@@ -48,10 +49,11 @@ rehearsal: setup ## the notebooks with profile=full on random files of the real 
 	$(PY) tests/rehearsal/rehearse.py --out runs/rehearsal
 
 test: setup ## ruff, pytest, and every notebook's committed outputs against a new run of it
+## JOBS=N: files at once, by default one a core
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest tests
-	TQDM_DISABLE=1 OMP_NUM_THREADS=$(JOBS) $(PY) -m pytest --nbval --nbval-current-env notebooks
+	$(PY) -m pytest $(AT_ONCE) tests
+	TQDM_DISABLE=1 $(PY) -m pytest $(AT_ONCE) --nbval --nbval-current-env notebooks
 
 bench: setup ## what the stages take beside the published ways and peers: docs/benchmarks.md (about 15 minutes of one core)
 ## ONLY='load decoding': these rows alone, the others stay as they are
