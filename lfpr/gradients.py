@@ -22,7 +22,6 @@ from lfpr.masks import Importance, Masks, PerLayer
 from lfpr.modes import frozen
 from lfpr.progress import bar
 
-
 BLOCK = 2**17  # values in float64 that stay in a core's cache
 
 

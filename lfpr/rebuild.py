@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lfpr.checks import check_count
@@ -44,6 +45,10 @@ PLAIN = (bool, int, float, str, tuple, type(None))
 PASSING = {"training", "gradient_checkpointing"}  # attributes that say how a model is used
 SIZES = ("heads", "neurons")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+DRAWS = {
+    *(nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, nn.init.kaiming_normal_, nn.init.constant_),
+    *(Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_),
+}
 
 
 def transformers_class(name: object) -> type[nn.Module] | None:
@@ -323,6 +328,18 @@ def _maker(library: object, name: object, pruning: dict[str, Any]) -> Callable[[
     return make
 
 
+class _Undrawn(TorchFunctionMode):
+    """Drawing values for what has no memory is over at once; torch would go through its decompositions for it."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in DRAWS:
+            drawn = args[0] if args else kwargs["tensor"]
+            if drawn.is_meta:
+                return drawn
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def _weightless(device: str, most: int, largest: int) -> Iterator[None]:
     """Models built within, in this thread, have parameters on the meta device, which take no memory and no time, and
@@ -344,7 +361,7 @@ def _weightless(device: str, most: int, largest: int) -> Iterator[None]:
     hook = register_module_parameter_registration_hook(move)
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.device(device):
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.device(device), _Undrawn():
             yield
     finally:
         torch.set_default_dtype(dtype)

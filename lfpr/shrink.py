@@ -238,6 +238,8 @@ def _select(encoder: PrunableEncoder, heads: list[Tensor], neurons: list[Tensor]
     """Keep the heads and neurons where the boolean masks are true."""
     for part, kept in zip([*encoder.attentions, *encoder.ffns], [*heads, *neurons], strict=True):
         setattr(part.module, f"full_{part.kind}", part.full)  # which not every model has a configuration to say
+        if kept.all():
+            continue
         for linear, rows, blocks in part.inputs:
             _keep(linear, rows=kept.repeat_interleave(rows).repeat(blocks))
         _keep(part.output, columns=kept.repeat_interleave(part.size))
