@@ -2,16 +2,23 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import models
 import torch
+from hours import hours
 from registry import Figure, exponent, peak_mb, row, timed
 from stages import random_masks
 from torch import nn
 
 import lfpr
+from lfpr.experiments.grid import STAGES as OF_CELLS
+from lfpr.experiments.grid import cells, load_grid, share
+from lfpr.experiments.run_grid import committed_seconds
 from lfpr.fisher import gaussian_projection
 
+GRIDS = Path(__file__).parents[1] / "workflow" / "grid.yaml"
+AT_ONCE = 50  # jobs of the Slurm profile
 STAGES = ("scoring", "surgeon", "rescaling", "reconstruction")
 TOKENS = 64
 
@@ -83,3 +90,51 @@ for name in STAGES:
         unit="",
         why="",
     )(partial(width, name=name))
+
+
+# ---- a grid of a thousand models
+
+
+@row(
+    "cluster",
+    "Grid `full` on a cluster",
+    ("one core", f"{AT_ONCE} cores"),
+    "value",
+    unit="h",
+    why="Minutes are those of `paper_figures/minutes.csv`. Jobs of an experiment share its cells and nothing else, but "
+    "for what the first cell makes for all; the longest job says how long it takes.",
+)
+def cluster(small: bool) -> Figure:
+    plans, seconds = load_grid(f"{GRIDS}:full"), committed_seconds()
+    stage_of = dict(zip(OF_CELLS, ("prune", "retrain"), strict=True))
+    jobs, models_made = {}, 0
+    for name, plan in plans.items():
+        for job in range(plan["jobs"]):
+            own = [stage_of[stage] for each in share(plan, job) for stage in each.stages]
+            jobs[f"{name} {job}"] = sum(seconds[name, plan["profile"], stage] for stage in own) / 3600
+            models_made += len(own)
+    longest = max(jobs, key=jobs.__getitem__)
+    together = max(jobs[longest], sum(jobs.values()) / AT_ONCE)
+    size = f"{models_made:,} pruned and retrained models of the profile mini in {len(jobs)} jobs"
+    return Figure(sum(jobs.values()), together, size, details={"longest job": longest})
+
+
+@row(
+    "cluster-published",
+    "A thousand models of grid `published` on a cluster",
+    ("one GPU", f"{AT_ONCE} GPUs"),
+    "value",
+    unit="h",
+    why="Not measured: operations at 10 TFLOP/s in float32, 200 questions or images read a second "
+    "(`benchmarks/hours.py`), as many of each experiment as in the grid, which has jobs for "
+    "them in proportion.",
+)
+def cluster_published(small: bool) -> Figure:
+    plans = load_grid(f"{GRIDS}:published")
+    made = sum(len(each.stages) for plan in plans.values() for each in cells(plan))
+    took = {name: hours(name, plan)[1] for name, plan in plans.items()}
+    times = 1000 / made
+    longest = max(took, key=lambda name: took[name] / plans[name]["jobs"])
+    together = max(times * took[longest] / plans[longest]["jobs"], times * sum(took.values()) / AT_ONCE)
+    size = f"1,000 pruned and retrained models of the real sizes; the grid has {made}"
+    return Figure(times * sum(took.values()), together, size, details={"longest experiment": longest})

@@ -94,18 +94,23 @@ KINDS = {"tap": tap, "tap12": tap, "sal": sal, "clip": clip}
 """First word of an experiment's name -> what counts its stages."""
 
 
+def hours(name: str, plan: dict, tflops: float = 10, rate: float = 200) -> tuple[float, float]:
+    """Floating-point operations of an experiment's plan, and the hours they and reading take."""
+    work, read = KINDS[name.split("-")[0]](name, plan)
+    return work, (work / (tflops * 1e12) + read / rate) / 3600
+
+
 def table(source: str, tflops: float, rate: float) -> Iterator[str]:
     """The lines of the table, of grid FILE.yaml:NAME."""
     yield "| experiment | pruned models | retrained | 10¹⁵ operations | hours, estimated |"
     yield "|---|---|---|---|---|"
     total = 0.0
     for name, plan in load_grid(source).items():
-        work, read = KINDS[name.split("-")[0]](name, plan)
-        hours = (work / (tflops * 1e12) + read / rate) / 3600
-        total += hours
+        work, took = hours(name, plan, tflops, rate)
+        total += took
         planned = cells(plan)
         counts = len({each.cell for each in planned}), sum("retrained" in each.stages for each in planned)
-        yield f"| {SPECS[name].title} | {counts[0]} | {counts[1]} | {work / 1e15:.1f} | {hours:.1f} |"
+        yield f"| {SPECS[name].title} | {counts[0]} | {counts[1]} | {work / 1e15:.1f} | {took:.1f} |"
     yield f"| all | | | | {total:.0f} |"
 
 
