@@ -60,8 +60,8 @@ bench: setup ## what the stages take beside the published ways and peers: docs/b
 	$(PY) benchmarks/bench.py --write $(if $(ONLY),--only $(ONLY))
 
 lab: setup ## JupyterLab on the notebooks; LAB_ARGS: its options
-	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python (lfpr)" >/dev/null  # the notebooks' kernel
-	$(PY) -m jupyterlab $(LAB_ARGS) notebooks/00_explore.ipynb  # on the checkout, so that figures and runs/ are in reach
+	$(PY) -m ipykernel install --sys-prefix --name python3 >/dev/null  # the notebooks' kernel, under the name they have
+	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_explore.ipynb $(LAB_ARGS)  # figures and runs/ are in reach
 
 docs: setup ## the API reference and the executed notebooks as HTML, in docs/api/
 	$(PY) -W ignore -m pdoc --template-directory docs/templates --output-directory docs/api lfpr \

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from ipykernel.kernelspec import get_kernel_dict
 
 from lfpr.experiments import Cell, open_experiment
 from lfpr.experiments.cell import CELL_FIELDS
