@@ -45,6 +45,14 @@ def test_every_cell_was_run_in_order_without_noise(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_one_that_is_opened_needs_no_saving(path):
+    """JupyterLab writes the kernel's own name into a notebook that has another."""
+    spec = get_kernel_dict()
+    expected = {"name": "python3", "display_name": spec["display_name"], "language": spec["language"]}
+    assert nbformat.read(path, as_version=4).metadata.kernelspec == expected
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_parameters_are_commented_literals(path):
     tagged = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
