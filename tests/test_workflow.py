@@ -136,6 +136,7 @@ def test_a_grid_killed_three_times_ends_with_the_tables_and_reruns_what_changed(
     for profile, stages in (("generic", 2), ("local", 6), ("generic", 10)):  # jobs that were submitted live on
         kill_when(start(folder, profile), folder, stages)
     assert start(folder, "generic").wait() == 0, (folder / "log.txt").read_text()
+    assert not re.search(r"Select jobs|Execute \d", (folder / "log.txt").read_text())
     submitted = {file.name.split(".")[1] for file in (folder / ".snakemake" / "submitted").glob("*.log")}
     assert submitted == {"cells", "tables", "paper"}
     assert not list(folder.glob("runs/*/*/*/*.unfinished"))
