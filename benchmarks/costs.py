@@ -59,7 +59,7 @@ LOAD = {"ways": ("from_pretrained", "load_pruned"), "sense": "cost", "bar": 1.2}
     why="Both build the model without weights and assign the tensors of the file. Ours also compares names, shapes and "
     "widths with what the folder says, and never runs code from it.",
     unmet="Loading: ours builds the model once more, without memory, so that a folder from anyone cannot take memory "
-    "that its weights do not say: a quarter of its time. transformers trusts the configuration.",
+    "that its weights do not say: a third of its time. transformers trusts the configuration.",
 )
 def load(small: bool) -> Case:
     theirs, ours = loading()

@@ -48,6 +48,12 @@ once (factorisations, removal costs), some for each sample; both grow with a pow
 
 All stages but scoring go layer by layer, so they need one layer at a time beside its inputs; scoring runs the model.
 """
+CLUSTER = """**On a cluster** each job adds its start, a few seconds, and all wait for what the first cell of their
+experiment makes for them: the unpruned model's score and answers, one to three minutes on mini. Cells of an experiment
+share nothing else, so more cores help until each job has one cell. The profile `workflow/profiles/slurm` ran
+`GRID=smoke` to its end on one node with Slurm 22.05 (`slurmctld`, `slurmd`; without accounting, which takes the line
+`slurm-status-command: squeue`); on more nodes than one it was not tried.
+"""
 
 
 def table(frame: pd.DataFrame) -> str:
@@ -136,7 +142,7 @@ def _larger(frame: pd.DataFrame) -> list[str]:
         lines.append(line)
     columns = ["stage", "exponent in width, once", "for each sample", *LARGER]
     shown = {"samples": SAMPLES, "rate": frame.rate.median(), "table": _markdown(columns, lines)}
-    return [SCALE.format(**shown)] if lines else []
+    return [SCALE.format(**shown), CLUSTER] if lines else []
 
 
 def _duration(seconds: float) -> str:

@@ -56,7 +56,8 @@ def scoring(small: bool) -> Case:
     "Label-free scoring: gradients alone",
     ("all positions anew at each step", "cached keys and values"),
     "faster",
-    why="The published way runs one pass more for each step before the scored one, all of them with gradients.",
+    why="The published way runs one pass more for each step before the scored one, with a graph that nothing goes "
+    "back through: what was decoded is an index.",
 )
 def scoring_gradients(small: bool) -> Case:
     return label_free_scoring(small, choose=False)
@@ -246,9 +247,9 @@ SEARCH = {
     "ways": ("a sum for each number of heads", "cumulative sums"),
     "sense": "faster",
     "bar": 1,
-    "why": "Sums for all numbers of heads at once, from one sort. Squares are added in float64, one gradient after the "
-    "other: the published code makes a square of all of them, in float32.",
-    "unmet": "Search: the sums of squares are in float64, and take two thirds of the time.",
+    "why": "Sums for all numbers of heads at once, from one sort. Squares are added in float64, block by block: the "
+    "published code makes a square of all gradients, in float32.",
+    "unmet": "Search: the sums of squares are in float64, and take half of the time.",
 }
 row("search-tap", "Search: TAP", **SEARCH)(partial(searching, layers=4, batches=128))
 row("search-base", "Search: TAP12, BERT-base, ViT-B/16", **SEARCH)(partial(searching, layers=12, batches=64))
