@@ -38,6 +38,7 @@ class Item:
     caption: str
     files: dict[str, str]  # names by suffix
     size: tuple[int, int] | None  # of the picture on the page
+    shows: str  # what the picture shows, in words
     rows: list[list[str]]  # of the table, the head first
     experiment: str | None
     place: int
@@ -94,22 +95,30 @@ def find_items(folder: Path, captions: dict[str, str]) -> list[Item]:
 def _item(stem: str, files: dict[str, Path], captions: dict[str, str]) -> Item:
     place, experiment, heading = registry.locate(stem)
     caption = captions.get(stem) or (files["md"].read_text().split("\n", 1)[0].strip() if "md" in files else "")
-    size, rows = None, []
+    size, shows, rows = None, "", []
     if "png" in files:
         with Image.open(files["png"]) as picture:
             size = tuple(round(SCALE * pixels) for pixels in picture.size)
+        shows = description(files["png"])
     if {"csv", "md"} <= set(files):
         with files["csv"].open(newline="") as lines:
             rows = list(csv.reader(lines))
     names = {suffix: file.name for suffix, file in files.items()}
     made_by = registry.ENTRIES[place].made_by if place < len(registry.ENTRIES) else ""
-    return Item(stem, heading, caption, names, size, rows, experiment, place, made_by)
+    return Item(stem, heading, caption, names, size, shows, rows, experiment, place, made_by)
+
+
+def description(file: str | Path) -> str:
+    """What a picture shows, in words, as `lfpr.paper.style.save` writes it into the file; empty of other pictures."""
+    with Image.open(file) as picture:
+        return picture.info.get("Description", "")
 
 
 def show(folder: str | Path, *kinds: str) -> None:
     """Display, in a notebook, the figures and tables of `folder` whose names begin with one of `kinds`, in order,
     each with its caption; where there are none, as of a small grid, a line says so."""
-    from IPython.display import Image, Markdown, display
+    from IPython.display import Image as Picture
+    from IPython.display import Markdown, display
 
     captions = json.loads(Path(folder, "captions.json").read_text())
     stems = [stem for kind in kinds for stem in captions if stem.startswith(kind)]
@@ -117,6 +126,7 @@ def show(folder: str | Path, *kinds: str) -> None:
         display(Markdown(f"*Nothing of {', '.join(kinds)} in these runs.*"))
     for stem in stems:
         if Path(folder, f"{stem}.png").exists():
-            display(Image(f"{folder}/{stem}.png", width=640, alt=captions[stem]), Markdown(f"*{captions[stem]}*"))
+            file = f"{folder}/{stem}.png"
+            display(Picture(file, width=640, alt=description(file)), Markdown(f"*{captions[stem]}*"))
         else:
             display(Markdown(Path(folder, f"{stem}.md").read_text()))

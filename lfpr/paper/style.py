@@ -7,6 +7,7 @@ state is shared and no display is needed. `save` writes files that are the same 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -17,11 +18,14 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lfpr.paper.labels import METHODS, REFITTING, spec_of
 from lfpr.paper.schema import write_file
@@ -54,15 +58,44 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 @styled
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Write `name.pdf` and `name.png` (200 dpi, 256 colours: a third of the bytes), each atomically; equal figures
-    give equal bytes."""
+    """Write `name.pdf` and `name.png` (200 dpi, 256 colours: a third of the bytes, and what it shows as text under
+    "Description"), each atomically; equal figures give equal bytes."""
     vector, pixels, small = io.BytesIO(), io.BytesIO(), io.BytesIO()
     figure.savefig(vector, format="pdf", metadata={"CreationDate": None})
     figure.savefig(pixels, format="png", dpi=200)
     picture = Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    picture.save(small, "png", optimize=True, dpi=(200, 200))
+    about = PngInfo()
+    about.add_itxt("Description", describe(figure))
+    picture.save(small, "png", optimize=True, dpi=(200, 200), pnginfo=about)
     contents = {"pdf": vector.getvalue(), "png": small.getvalue()}
     return [write_file(Path(folder) / f"{name}.{kind}", content) for kind, content in contents.items()]
+
+
+def describe(figure: Figure) -> str:
+    """What a drawn figure shows, for who does not see it: of each panel its axes and how far values go, and the names
+    of lines and markers."""
+    panels = [panel for panel in figure.axes if panel.has_data() and not hasattr(panel, "_colorbar")]
+    labels, found = {}, []  # a panel without a label has that of the panel before
+    for panel in panels:
+        words, map_of = [], any(isinstance(drawn, QuadMesh) for drawn in panel.collections)
+        for axis, reach in ((panel.yaxis, panel.dataLim.intervaly), (panel.xaxis, panel.dataLim.intervalx)):
+            label = labels[axis.axis_name] = axis.get_label_text() or labels.get(axis.axis_name, "")
+            ticks = [text for tick in axis.get_ticklabels() if (text := tick.get_text())]
+            if map_of or any(character.isalpha() for tick in ticks for character in tick):
+                words.append(f"{label}: {', '.join(ticks)}".removeprefix(": "))
+            elif label and np.isfinite(reach).all():
+                words.append(f"{label} from {_number(min(reach))} to {_number(max(reach))}")
+        found.append(f"{panel.get_title()}: {' against '.join(words)}".removeprefix(": "))
+    legends = [*figure.legends, *(legend for panel in panels if (legend := panel.get_legend()))]
+    names = [text for legend in legends for text in legend.get_texts()]
+    names += [text for panel in panels for text in panel.texts if isinstance(text, Annotation)]
+    counted = [f"{len(found)} panels"] if len(found) > 1 else []
+    named = [f"Shown: {', '.join(dict.fromkeys(text.get_text() for text in names))}"] if names else []
+    return re.sub(r"[$_{}]", "", " ".join(". ".join([*counted, *found, *named]).split())) + "."
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def stage_look(color: str, retrained: bool, refitted: bool = False, paper: str = "white") -> dict:

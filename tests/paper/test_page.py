@@ -11,8 +11,11 @@ import nbformat
 import pandas as pd
 import pytest
 from PIL import Image
+from small_tables import NAME
 
+from lfpr.paper.figures import accuracy, rank_scatter
 from lfpr.paper.page import write_page
+from lfpr.paper.style import save
 from lfpr.paper.tables import marked, write_table
 
 PAPER = Path(__file__).parents[2] / "paper_figures"
@@ -88,6 +91,17 @@ def test_every_link_leads_somewhere(folder):
     files = [link for link in page.links if not link.startswith("#")]
     assert {"accuracy_tap-textvqa.pdf", "table_tap-textvqa_threshold.tex", "results.csv"} <= set(files)
     assert all((folder / name).is_file() for name in files)
+
+
+def test_a_picture_says_in_words_what_it_shows(tmp_path, results, importance):
+    save(accuracy(results, NAME), tmp_path, "accuracy_tap-textvqa")
+    save(rank_scatter(importance, NAME), tmp_path, "ranks_tap-textvqa")
+    curves, ranked = (
+        image["alt"] for image in Page(write_page(tmp_path, {"ranks_tap-textvqa": "Ranks."}).read_text()).images
+    )
+    assert "2 panels. Before and after ReSt: TextVQA accuracy (%) from" in curves and "kept (%) from 39.9 to 79.9" in curves
+    assert "Shown: Label-free, " in curves and "Pruned + ReSt" in curves
+    assert "Fisher (labels) rank from 1 to" in ranked and "Ranks." not in ranked
 
 
 def test_captions_come_from_the_folder_too(folder):
