@@ -16,7 +16,7 @@ import importlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -360,8 +360,9 @@ def _weightless(device: str, most: int, largest: int) -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(move)
     torch.set_default_dtype(torch.float32)
+    there = nullcontext() if torch.get_default_device() == torch.device(device) else torch.device(device)
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.device(device), _Undrawn():
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), there, _Undrawn():
             yield
     finally:
         torch.set_default_dtype(dtype)
