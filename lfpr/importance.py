@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
@@ -51,22 +52,33 @@ def activation_importance(
     """
     check_run(encoder, batches, forward=forward)
     encoder.require_uniform()
+    with evaluating(encoder.module), observable(encoder.module), no_empty_batches(encoder), watched(encoder) as seen:
+        for batch in batches:
+            forward(batch)
+    return seen()
+
+
+@contextmanager
+def watched(encoder: PrunableEncoder) -> Iterator[Callable[[], Importance]]:
+    """Within it what the encoder's layers compute is added up; what it gives returns `activation_importance` of that.
+    Raises as that does."""
     sums = {"heads": [*map(_Contributions, encoder.attentions)], "neurons": [*map(_Contributions, encoder.ffns)]}
     hooks = [hook for rows in sums.values() for contributions in rows for hook in contributions.hooks()]
+
+    def importance() -> Importance:
+        in_order = [(i, each) for i, pair in enumerate(zip_longest(*sums.values())) for each in pair if each]
+        for number, contributions in in_order:
+            if not contributions.tokens:
+                raise ValueError("batches: there is none with a token that counts, or forward does not run the encoder")
+            if not contributions.total.isfinite().all():
+                raise ValueError(f"layer {number}: NaN or infinite activations")
+        return Importance(*(torch.stack([each.total / each.tokens for each in rows]).cpu() for rows in sums.values()))
+
     try:
-        with evaluating(encoder.module), observable(encoder.module), no_empty_batches(encoder):
-            for batch in batches:
-                forward(batch)
+        yield importance
     finally:
         for hook in hooks:
             hook.remove()
-    in_order = [(i, each) for i, pair in enumerate(zip_longest(*sums.values())) for each in pair if each]
-    for number, contributions in in_order:
-        if not contributions.tokens:
-            raise ValueError("batches: there is none with a token that counts, or forward does not run the encoder")
-        if not contributions.total.isfinite().all():
-            raise ValueError(f"layer {number}: NaN or infinite activations")
-    return Importance(*(torch.stack([each.total / each.tokens for each in rows]).cpu() for rows in sums.values()))
 
 
 class _Contributions:
@@ -89,7 +101,7 @@ class _Contributions:
         self.rows = attended_rows(layer, args, kwargs, self.part.path)
 
     def add(self, linear: nn.Module, args: tuple) -> None:
-        x = args[0].flatten(0, -2)[self.rows].float()
+        x = args[0].detach().flatten(0, -2)[self.rows].float()
         self.tokens += len(x)
         if self.part.size == 1:
             self.total += (x.square() * self.products).double().sum(0)

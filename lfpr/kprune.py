@@ -47,7 +47,7 @@ from lfpr.checks import (
 from lfpr.cost import LinearCost
 from lfpr.encoder import PrunableEncoder
 from lfpr.gradients import collect_gradients
-from lfpr.importance import activation_importance
+from lfpr.importance import activation_importance, watched
 from lfpr.layerwise import Replay, Side, Slot, Walk
 from lfpr.masks import Masks
 from lfpr.modes import evaluating
@@ -130,11 +130,16 @@ def kprune(
 
         for number, (layer, name) in enumerate(walk.sub_layers()):
             features = _features(student, layer)
-            known = activation_importance(features, batches, lambda b: forward(pruned, b))
+            slopes = None  # in the first round the student is the teacher: no divergence
+            if number and settings.predictive:
+                with watched(features) as seen:  # what is represented, in the same passes
+                    slopes = collect_gradients(features, zip(logits, batches, strict=True), objective).importance()
+                known = seen()
+            else:
+                known = activation_importance(features, batches, lambda b: forward(pruned, b))
             unit = settings.representational / student.hidden_size  # a mean over outputs, not a sum
             heads, neurons = known.heads * unit, known.neurons * unit
-            if number and settings.predictive:  # in the first round the student is the teacher: no divergence
-                slopes = collect_gradients(features, zip(logits, batches, strict=True), objective).importance()
+            if slopes is not None:
                 unit = settings.predictive / 2 / sum(slot.shape[0] for slot in logits)
                 heads, neurons = heads + slopes.heads * unit, neurons + slopes.neurons * unit
             heads = heads.unflatten(1, (-1, student.head_dim)).mean(2) * settings.heads / cost.head
