@@ -112,7 +112,11 @@ class _Literals(TorchFunctionMode):
 
 
 class _RandomNumbers:
-    """The device's random numbers are the CPU's."""
+    """The device's random numbers are the CPU's. It is no accelerator that torch was built for."""
+
+    @staticmethod
+    def is_available():
+        return False
 
     @staticmethod
     def get_rng_state(device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -143,3 +144,9 @@ def random_masks(encoder, seed: int, keep: float = 0.6, real: bool = True):
     masks.heads[0] = 0
     masks.neurons[-1] = 0
     return masks
+
+
+def live_numbers() -> int:
+    """How many numbers are in tensors that something holds on to."""
+    gc.collect()
+    return sum(x.numel() for x in gc.get_objects() if type(x) is torch.Tensor)

@@ -1,6 +1,5 @@
 """Rescaling against the published masks, explicit least squares, and what the models compute with the new masks."""
 
-import gc
 import itertools
 from collections import namedtuple
 from functools import partial
@@ -314,10 +313,6 @@ def test_tap_and_repeated_calls():
         rescale(encoder, masks, [batch], model.generate)
 
 
-def live_numbers():
-    return sum(x.numel() for x in gc.get_objects() if type(x) is torch.Tensor)
-
-
 def test_memory_does_not_grow_with_the_sample(monkeypatch):
     model = small.build("vit")
     encoder = prunable(model)
@@ -326,7 +321,7 @@ def test_memory_does_not_grow_with_the_sample(monkeypatch):
 
     def watched(self, slot):
         if next(calls) % 13 == 0:
-            read.append(live_numbers())
+            read.append(small.live_numbers())
         return get(self, slot)
 
     monkeypatch.setattr(Spool, "get", watched)
