@@ -48,8 +48,7 @@ retraining, without scoring (`Experiment.seconds`)."""
 OPTIONAL = ("seconds", "delta_megabytes")
 """Columns that older files lack; read as empty."""
 TOLERANCE = 1.5
-"""Points that a score may differ from the committed one, on another machine: for `lfpr reproduce` and the notebooks
-(docs/runs.md)."""
+"""Points that a score may differ from the committed one, on another machine: see `allowed`."""
 KEY = ("experiment", "profile", "method", "heuristic", "constraint", "percentile", "seed", "variant", "retrained")
 """The columns of results.csv that name one score."""
 _DIGITS = {
@@ -195,3 +194,11 @@ def main_method(rows: pd.DataFrame, experiment: str) -> str:
     """The experiment's own method, the one its variants are of, or the first of `METHODS` if `rows` lack it."""
     own = spec_of(experiment).method
     return next((name for name in (own, *METHODS) if (rows.method == name).any()), own)
+
+
+def allowed(unpruned: float, *scores: float, tolerance: float = TOLERANCE) -> float:
+    """Points that a score may differ from the committed one on another machine: `tolerance`, and up to twice that of a
+    model that pruning took much from, a third of what the lower of the two `scores` lacks to the `unpruned` model's:
+    where curves are steep, what another rounding keeps instead counts more (docs/runs.md)."""
+    lost = 100 * (unpruned - min(scores))
+    return min(max(tolerance, lost / 3), 2 * tolerance)
