@@ -8,7 +8,8 @@ from fake_device import DEVICE, Elsewhere, LeftBehind, fake_device, reads
 
 import lfpr
 from lfpr.device import OnDevice, describe, find_device, moved, synchronise
-from lfpr.experiments import Cell
+from lfpr.experiments import Cell, sentences
+from lfpr.experiments.sentences import load_encoder
 
 VARYING = ("largest_difference", "seconds")
 SMALL = {
@@ -66,8 +67,21 @@ def same(a, b):
     return a == b or (isinstance(a, float) and abs(a - b) < 0.011 * max(1, abs(a)))  # dropout differs
 
 
+@pytest.fixture
+def two_layers(monkeypatch):
+    """The encoder of sentences, of which two layers do for what is tried here."""
+
+    def load(folder=None):
+        model, tokenizer = load_encoder(folder)
+        model.encoder.layer = model.encoder.layer[:2]
+        model.config.num_hidden_layers = 2
+        return model, tokenizer
+
+    monkeypatch.setattr(sentences, "load_encoder", load)
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_every_stage_runs_on_the_device_and_gives_what_the_cpu_gives(name, tmp_path):
+def test_every_stage_runs_on_the_device_and_gives_what_the_cpu_gives(name, tmp_path, two_layers):
     options = SMALL[name]
     expected = stages(lfpr.open_experiment(name, runs=tmp_path / "cpu", device="cpu", **options))
     with fake_device():
