@@ -112,7 +112,7 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path, injected, values, messa
         ({"submission": "x.json"}, "the profile 'mini' has no test split"),
         ({"submission": "x.json", "experiment": "clip-mscoco"}, "clip-mscoco: has no test split"),
         ({"step": 2, "experiment": "clip-mscoco"}, "step = 2: clip-mscoco decodes no steps"),
-        ({"masks": "nowhere", "experiment": "clip-mscoco"}, "masks = '.*/nowhere': no mask file"),
+        ({"masks": "nowhere", "experiment": "clip-mscoco"}, r"masks = ['\"].*/nowhere['\"]: no mask file"),
     ],
 )
 def test_what_05_would_find_at_its_end_is_said_at_once(tmp_path, values, message):
@@ -161,7 +161,7 @@ def test_a_name_on_a_hub_is_no_path_unless_the_checkout_has_it(monkeypatch):
     ],
 )
 def test_the_printed_command_gives_a_shell_the_same_parameters(parameters):
-    words = f"{sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))'"
+    words = shlex.join([sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"])
     script = f'papermill() {{ {words} "$@"; }}\n{command("03_prune", parameters)}'
     done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, timeout=60)
     read = papermill.make_context("papermill", json.loads(done.stdout)).params
