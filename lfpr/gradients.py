@@ -52,9 +52,7 @@ def _total(gradients: Tensor, kind: str) -> Tensor:
     """The sum over B in float64, of which copies are made block by block."""
     total = torch.zeros(gradients.shape[1:], dtype=torch.float64, device=gradients.device)
     for block in gradients.split(max(1, BLOCK // max(1, total.numel()))):
-        values = block.double()
-        if values is block:  # not the caller's own
-            values = values.clone()
+        values = block.to(torch.float64, copy=True)  # never the caller's own
         total += (values.square_() if kind == "squared" else values.abs_()).sum(0)
     return total
 
