@@ -12,9 +12,8 @@ from stages import random_masks
 from torch import nn
 
 import lfpr
-from lfpr.experiments.grid import STAGES as OF_CELLS
-from lfpr.experiments.grid import cells, load_grid, share
-from lfpr.experiments.run_grid import committed_seconds
+from lfpr.experiments.grid import NOTEBOOKS, cells, load_grid, share
+from lfpr.experiments.run_grid import STAGE_OF, committed_seconds
 from lfpr.fisher import gaussian_projection
 
 GRIDS = Path(__file__).parents[1] / "workflow" / "grid.yaml"
@@ -106,11 +105,10 @@ for name in STAGES:
 )
 def cluster(small: bool) -> Figure:
     plans, seconds = load_grid(f"{GRIDS}:full"), committed_seconds()
-    stage_of = dict(zip(OF_CELLS, ("prune", "retrain"), strict=True))
     jobs, models_made = {}, 0
     for name, plan in plans.items():
         for job in range(plan["jobs"]):
-            own = [stage_of[stage] for each in share(plan, job) for stage in each.stages]
+            own = [STAGE_OF[NOTEBOOKS[stage]] for each in share(plan, job) for stage in each.stages]
             jobs[f"{name} {job}"] = sum(seconds[name, plan["profile"], stage] for stage in own) / 3600
             models_made += len(own)
     longest = max(jobs, key=jobs.__getitem__)
